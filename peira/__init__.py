@@ -1,0 +1,1 @@
+"""Peira: learn policies from experience of any origin."""
