@@ -104,7 +104,7 @@ def test_paired_difference_of_two_seeds_is_worked_out_by_hand(rng):
 
 
 def test_paired_difference_refuses_unpaired_scores(rng):
-    with pytest.raises((ValueError, TypeCheckError), match="got 3 and 2 scores|'seeds'"):
+    with pytest.raises((ValueError, TypeCheckError), match=r"got 3 and 2 scores|'seeds'"):
         paired_difference(np.zeros(3), np.zeros(2), rng=rng)
 
 
@@ -139,7 +139,7 @@ def test_probability_of_improvement_averages_over_tasks(rng):
 
 def test_probability_of_improvement_refuses_other_tasks(rng):
     with pytest.raises(
-        (ValueError, TypeCheckError), match=r"same tasks, got shapes \(2, 3\) and \(2, 2\)|\*tasks"
+        (ValueError, TypeCheckError), match=r"got shapes \(2, 3\) and \(2, 2\)|\*tasks"
     ):
         probability_of_improvement(np.zeros((2, 3)), np.zeros((2, 2)), rng=rng)
 
