@@ -150,7 +150,7 @@ def compare(
         except ValueError as error:
             raise ComparisonFailed(f"failed: {error}") from error
         outcomes[child.trial.arm][child.trial.seed] = outcome
-        return f"finished with a score of {_number(outcome.summary['score'])}"
+        return f"finished with a score of {_number(float(outcome.summary['score']))}"
 
     def start(trial: Trial) -> Child:
         if trial.is_started:
@@ -394,8 +394,8 @@ def _stop(running: list[Child], progress: Lines) -> None:
     """Interrupt the children and wait for their checkpoints; a second Ctrl-C kills them."""
     if not running:
         return
-    progress.say(f"Stopping {len(running)} runs after their checkpoints; Ctrl-C again kills them")
     try:
+        progress.say(f"Stopping {len(running)} of the runs at their next checkpoint; Ctrl-C again kills them")
         for child in running:
             child.process.send_signal(signal.SIGINT)
         for child in running:
@@ -569,7 +569,11 @@ def _mean_ledger(outcomes: list[Outcome]) -> dict[str, float]:
     for outcome in outcomes:
         means = {column: plots.series(outcome.metrics, column)[1] for column in LEDGER_COLUMNS}
         ledger = {column: float(values.mean()) for column, values in means.items() if len(values)}
-        numbers = {c: v for c, v in outcome.summary["ledger"].items() if isinstance(v, int | float)}
+        numbers = {
+            column: value
+            for column, value in outcome.summary["ledger"].items()
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
         ledgers.append(numbers | {column: value for column, value in ledger.items() if column not in numbers})
     columns = dict.fromkeys(column for ledger in ledgers for column in ledger)
     return {

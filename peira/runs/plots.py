@@ -66,7 +66,7 @@ def learning_curve(run_folder: Path) -> Path:
     figure, axes = _panels(list(drawn))
     for column, (steps, values) in drawn.items():
         axes[column].plot(steps, values, color=COLOURS[0], marker="." if len(steps) < 40 else None)
-    figure.suptitle(run_folder.resolve().name, x=0.01, ha="left", weight="bold")
+    figure.suptitle("/".join(run_folder.resolve().parts[-2:]), x=0.01, ha="left", weight="bold")
     path = run_folder / "curve.png"
     save(figure, path)
     return path

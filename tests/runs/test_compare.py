@@ -1,6 +1,7 @@
 """Comparisons with a small stand-in for `peira run`: what is run, reused, resumed, refused and reported."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,10 +15,10 @@ from rich.console import Console
 
 from peira.runs.compare import ComparisonFailed, compare, markdown, table, to_json
 
-# Writes what a real run writes. `--learning-rate` is a setting, `--break-at SEED:ROW` and `--wait-at ROW` are
-# faults; a resumed run is not handed them again.
+# Writes what a real run writes. `--learning-rate` is a setting, `--break-at SEED:ROW`, `--wait-at ROW` and
+# `--deaf` (to Ctrl-C) are faults; a resumed run is not handed them again.
 STAND_IN = """
-import argparse, json, os, sys, time
+import argparse, json, os, signal, sys, time
 from pathlib import Path
 
 parser = argparse.ArgumentParser()
@@ -26,12 +27,15 @@ parser.add_argument("recipe", nargs="?")
 parser.add_argument("--resume")
 for option in ("--env", "--out", "--learning-rate", "--break-at", "--wait-at"):
     parser.add_argument(option)
+parser.add_argument("--deaf", action="store_true")
 parser.add_argument("--steps", type=int)
 parser.add_argument("--seed", type=int)
 asked = parser.parse_args()
+if asked.deaf:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 out = Path(asked.resume or asked.out)
-call = {"argv": sys.argv[1:], "omp": os.environ.get("OMP_NUM_THREADS")}
+call = {"pid": os.getpid(), "argv": sys.argv[1:], "omp": os.environ.get("OMP_NUM_THREADS")}
 with (out.parent.parent / "calls.jsonl").open("a") as calls:
     calls.write(json.dumps(call) + "\\n")
 if asked.resume:
@@ -320,29 +324,48 @@ def test_a_run_without_a_finite_score_is_a_failure(finished, run_comparison):
         run_comparison(finished)
 
 
-def test_ctrl_c_reaches_the_runs_and_the_comparison_can_go_on(tmp_path, stand_in, run_comparison):
-    waiting = {"props": ["--wait-at", "3"], "ppo": ["--wait-at", "3"]}
+def start_and_wait(folder: Path, arms: dict[str, list[str]], program: list[str]) -> subprocess.Popen:
+    """A comparison in a process of its own, whose first runs have reached the row at which they wait."""
     script = f"""
-from pathlib import Path
 from rich.console import Console
 from peira.runs.compare import compare
-compare({waiting!r}, env="Hopper-v5", steps=1000, seeds=2, out=Path({str(tmp_path / "out")!r}),
-        jobs=2, console=Console(stderr=True), program={stand_in!r})
+compare({arms!r}, env="Hopper-v5", steps=1000, seeds=2, out={str(folder / "out")!r}, jobs=2,
+        console=Console(stderr=True), program={program!r})
 """
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
-    metrics = [tmp_path / f"out/runs/{arm}/seed-0/metrics.jsonl" for arm in waiting]
+    metrics = [folder / f"out/runs/{arm}/seed-0/metrics.jsonl" for arm in arms]
     deadline = time.monotonic() + 60
     while not all(path.exists() and path.read_text().count("\n") == 3 for path in metrics):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    return process
+
+
+def test_ctrl_c_reaches_the_runs_and_the_comparison_can_go_on(tmp_path, stand_in, run_comparison):
+    waiting = {"props": ["--wait-at", "3"], "ppo": ["--wait-at", "3"]}
+    process = start_and_wait(tmp_path, waiting, stand_in)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert process.returncode in (-signal.SIGINT, 130)
-    assert "Stopping 2 runs" in said
+    assert "Stopping 2 of the runs" in said
     assert said.rstrip().endswith("KeyboardInterrupt")
-    assert [(path.parent / "checkpoint").read_text() for path in metrics] == ["3", "3"]
+    checkpoints = [tmp_path / f"out/runs/{arm}/seed-0/checkpoint" for arm in waiting]
+    assert [checkpoint.read_text() for checkpoint in checkpoints] == ["3", "3"]
     assert len(calls(tmp_path)) == 2, "nothing is started after Ctrl-C"
     assert run_comparison(tmp_path, waiting, seeds=1)["arms"]["props"]["per_seed"] == [20]
+
+
+def test_a_second_ctrl_c_kills_runs_that_do_not_stop(tmp_path, stand_in):
+    deaf = ["--wait-at", "3", "--deaf"]
+    process = start_and_wait(tmp_path, {"props": deaf, "ppo": deaf}, stand_in)
+    process.send_signal(signal.SIGINT)
+    assert "Stopping 2 of the runs" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode in (-signal.SIGINT, 130)
+    for call in calls(tmp_path):
+        with pytest.raises(ProcessLookupError):
+            os.kill(call["pid"], 0)
 
 
 def test_plain_lines_in_a_pipe(finished_once):
