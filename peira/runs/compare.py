@@ -43,7 +43,7 @@ PROGRAM = (sys.executable, "-m", "peira")
 POLL_SECONDS = 0.25
 SECONDS_BETWEEN_LINES = 5.0
 LINES_OF_A_FAILURE = 12
-POINTS_OF_A_CURVE = 200
+POINTS_OF_A_CURVE = 200  # In compare.json and the plot; areas use every evaluation.
 BOOTSTRAP_SEED = 2021
 CURVE_COLUMNS = ("sampling_error", "staleness")
 LEDGER_COLUMNS = ("staleness", "effective_sample_size", "kl_behaviour_target", "sampling_error")
@@ -127,8 +127,9 @@ def compare(
     for trial in trials:
         _check_same_settings(trial, settings[trial.arm])
     for arm, of_arm in settings.items():
-        (out / "runs" / arm).mkdir(parents=True, exist_ok=True)
-        _write(_settings_file(out, arm), json.dumps(of_arm, indent=2) + "\n")
+        folder = out / "runs" / arm
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "settings.json", json.dumps(of_arm, indent=2) + "\n")
 
     outcomes: dict[str, dict[int, Outcome]] = {arm: {} for arm in arms}
     for trial in trials:
@@ -186,15 +187,11 @@ def to_json(result: dict) -> str:
     """A result as JSON with one line for each list of numbers."""
     text = json.dumps(result, indent=2, allow_nan=False)
     # A line break right after "[" is never inside a JSON string.
-    lists_of_numbers = re.compile(r"\[\n\s*((?:-?[\d.e+-]+|null|,\s*)+)\s*\]")
+    lists_of_numbers = re.compile(r"\[\n([^\[\]{}\"]*)\]")
     return lists_of_numbers.sub(lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"
 
 
 # What is on disk already ------------------------------------------------------------------------------------
-
-
-def _settings_file(out: Path, arm: str) -> Path:
-    return out / "runs" / arm / "settings.json"
 
 
 def _check_same_settings(trial: Trial, asked: dict) -> None:
