@@ -15,10 +15,11 @@ _SOURCE_POSITION = {source.value: position for position, source in enumerate(Sou
 
 
 class EpisodeAssembler:
-    """Collects blocks of `num_envs` parallel streams and gives out the rows of episodes once they are complete.
+    """Collects blocks of `num_envs` parallel streams and gives out the rows of episodes once they are
+    complete.
 
-    Episode ids depend on `run_id`, `started_ms` and the number of episodes before, so a resumed run makes the same
-    ones. Episodes that are not over stay here.
+    Episode ids depend on `run_id`, `started_ms` and the number of episodes before, so a resumed run makes the
+    same ones. Episodes that are not over stay here.
     """
 
     def __init__(self, num_envs: int, run_id: str, started_ms: int):
@@ -33,10 +34,11 @@ class EpisodeAssembler:
         """Rows of every episode that this block completes, env by env; an empty table if it completes none.
 
         `columns` maps names to `[time, env, …]` arrays: `observation`, `action`, `reward`, `terminated`,
-        `truncated` and any other column of a step. `final_observation` is dense like `observation` (what each step
-        led to); it is kept where an episode was truncated and is null elsewhere. `error` holds text where an
-        environment crashed, None elsewhere, and ends the episode; the reward of that step becomes null.
-        `provenance` (`source`, `policy_id`, `policy_version`, `task_id`, …) holds for all steps of this block.
+        `truncated` and any other column of a step. `final_observation` is dense like `observation` (what each
+        step led to); it is kept where an episode was truncated and is null elsewhere. `error` holds text
+        where an environment crashed, None elsewhere, and ends the episode; the reward of that step becomes
+        null. `provenance` (`source`, `policy_id`, `policy_version`, `task_id`, …) holds for all steps of this
+        block.
         """
         shape = np.shape(columns["reward"])
         if len(shape) != 2 or shape[1] != self.num_envs:

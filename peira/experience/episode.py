@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -20,10 +21,10 @@ _MICROSECOND = np.dtype("datetime64[us]")
 class Episode:
     """The steps of one episode and where they come from.
 
-    `columns` maps a column's name to one entry a step: a numpy array `[step, …]` (masked where the store holds
-    null), a list for text, bytes and ragged entries, or a dict of these for a structured column. A provenance
-    scalar holds for all steps; a column of the same name in `columns` (say a `policy_version` that changed
-    half way) wins over it.
+    `columns` maps a column's name to one entry a step: a numpy array `[step, …]` (masked where the store
+    holds null), a list for text, bytes and ragged entries, or a dict of these for a structured column. A
+    provenance scalar holds for all steps; a column of the same name in `columns` (say a `policy_version` that
+    changed half way) wins over it.
     """
 
     id: str
@@ -97,7 +98,7 @@ def episodes_to_table(episodes: Iterable[Episode]) -> pa.Table:
 def split_episodes(table: pa.Table) -> Iterator[Episode]:
     """Episodes of a table in which the rows of each are adjacent."""
     offsets = episode_offsets(table)
-    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, stop in itertools.pairwise(offsets):
         yield _episode(table.slice(start, stop - start))
 
 
@@ -200,6 +201,7 @@ _TO_CROCKFORD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"012345678
 
 
 def _ulid(value: bytes) -> str:
-    # 26 letters hold 130 bits: two zero bits, then the 128 of the value. Thirty bits of padding fill 20 bytes.
+    # 26 letters hold 130 bits: two zero bits, then the 128 of the value. Thirty bits of padding fill 20
+    # bytes.
     padded = (int.from_bytes(value, "big") << 30).to_bytes(20, "big")
     return base64.b32encode(padded)[:26].translate(_TO_CROCKFORD).decode()

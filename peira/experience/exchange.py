@@ -26,8 +26,8 @@ _SCHEMA_KEY = "peira_schema"
 def import_into(store: Store, path: str | os.PathLike, format: str | None = None) -> int:
     """Append the episodes of a file or folder to the store and return their number.
 
-    Episodes whose id the store has are left out, so an import that broke off can be repeated. Raises ValueError
-    for an unknown format and for rows that are not legal steps.
+    Episodes whose id the store has are left out, so an import that broke off can be repeated. Raises
+    ValueError for an unknown format and for rows that are not legal steps.
     """
     path = Path(path)
     if not path.exists():
@@ -108,7 +108,7 @@ def whole_episodes(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
-# -- Parquet ----------------------------------------------------------------------------------------------------
+# -- Parquet -----------------------------------------------------------------------------------------------
 
 
 def _write_parquet(store: Store, target: Path, one_file: bool) -> None:
@@ -144,13 +144,13 @@ def _parquet_batches(path: Path) -> Iterator[pa.Table]:
             raise ValueError(f"path: {file} is not Parquet: {str(error).splitlines()[0]}") from error
 
 
-# -- JSON lines: a header with the exact types, then an object a step ----------------------------------------------
+# -- JSON lines: a header with the exact types, then an object a step --------------------------------------
 
 
 @contextmanager
 def _text(path: Path, mode: str, zipped: bool) -> Iterator[Any]:
     # Only the outer stream names no file inside the archive, so equal stores give equal bytes.
-    with open(path, mode + "b") as raw:
+    with path.open(mode + "b") as raw:
         stream = gzip.GzipFile("", mode + "b", fileobj=raw, mtime=0) if zipped else raw
         try:
             yield stream
@@ -258,4 +258,4 @@ def _is_list(type_: pa.DataType) -> bool:
 
 
 def _is_plain(type_: pa.DataType) -> bool:
-    return pa.types.is_primitive(type_) and not pa.types.is_timestamp(type_) or pa.types.is_string(type_)
+    return (pa.types.is_primitive(type_) and not pa.types.is_timestamp(type_)) or pa.types.is_string(type_)

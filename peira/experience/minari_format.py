@@ -1,8 +1,9 @@
 """Minari data sets, HDF5 or Arrow, in and out.
 
-Minari has slots for observation, action, reward, terminated and truncated. Other numbers go to `infos` under their
-own names; what Minari cannot hold (text, bytes, nulls) goes as Arrow bytes to the info `peira_columns`, so that
-nothing is lost on the way back, and provenance is repeated in the episode's metadata for people.
+Minari has slots for observation, action, reward, terminated and truncated. Other numbers go to `infos` under
+their own names; what Minari cannot hold (text, bytes, nulls) goes as an Arrow stream in base64 to the info
+`peira_columns`, so that nothing is lost on the way back, and provenance is repeated in the episode's metadata
+for people.
 """
 
 import base64
@@ -48,10 +49,11 @@ def write_minari(store: Store, target: Path, name: str, data_format: str) -> Non
             _SCHEMA: base64.b64encode(schema.serialize().to_pybytes()).decode(),
         }
     )
+    plain = _plain_columns(store)
     ids = store.read(columns=["episode_id"])["episode_id"].unique()
     for index, episode_id in enumerate(ids.to_pylist()):
         rows = store.read(episode_ids=[episode_id]).combine_chunks()
-        storage.update_episodes([_buffer(index, rows)])
+        storage.update_episodes([_buffer(index, rows, plain)])
         storage.update_episode_metadata([_about(rows)], [index])
 
 
@@ -101,7 +103,8 @@ def _space_of_block(field: pa.Field) -> gym.Space:
     type_ = field.type
     if not pa.types.is_fixed_size_list(type_) or not is_number(type_.value_type):
         raise ValueError(
-            f"{field.name}: Minari has no space for {type_}; export to Parquet or JSON lines, which hold any column"
+            f"{field.name}: Minari has no space for {type_}; export to Parquet or JSON lines, which hold "
+            f"any column"
         )
     dtype = np.dtype(type_.value_type.to_pandas_dtype())
     shape = from_arrow(pa.nulls(1, type_), field.metadata).shape[1:]
@@ -111,22 +114,29 @@ def _space_of_block(field: pa.Field) -> gym.Space:
     return gym.spaces.Box(limits.min, limits.max, shape, dtype)
 
 
-def _buffer(index: int, rows: pa.Table) -> EpisodeBuffer:
+def _plain_columns(store: Store) -> set[str]:
+    """Columns of numbers that no row lacks: Minari wants the same infos in every episode."""
+    return {
+        field.name
+        for field in store.schema
+        if _holds_numbers(field.type) and store.read(columns=[field.name])[field.name].null_count == 0
+    }
+
+
+def _buffer(index: int, rows: pa.Table, plain: set[str]) -> EpisodeBuffer:
     length = rows.num_rows
     infos, residue = {}, []
     for field in rows.schema:
-        column = rows[field.name].combine_chunks()
         if field.name in _DERIVED:
             continue
         if field.name in _SLOTS:
-            if not (is_number(field.type) or _numbers(field.type)):
-                residue.append(field)
-        elif column.null_count == 0 and (is_number(field.type) or _is_block(field.type)):
-            infos[field.name] = _padded(column, length)
+            if not _holds_numbers(field.type):
+                residue.append(field.name)
+        elif field.name in plain and not pa.types.is_struct(field.type):
+            infos[field.name] = _padded(rows[field.name].combine_chunks())
         else:
-            residue.append(field)
-    if residue:
-        infos[_RESIDUE] = _as_bytes(rows.select([field.name for field in residue]), length + 1)
+            residue.append(field.name)
+    infos[_RESIDUE] = _as_text(rows.select(residue), length + 1)
     reward = from_arrow(rows["reward"].combine_chunks())
     return EpisodeBuffer(
         id=index,
@@ -152,7 +162,7 @@ def _has_final(rows: pa.Table) -> bool:
 
 
 def _observations(rows: pa.Table) -> Any:
-    """One more than steps: the observation after the last step, NaN (or a repetition) if it was not recorded."""
+    """One more than steps: last what the last step led to, NaN (or a repetition) if it was not recorded."""
     column, metadata = rows["observation"].combine_chunks(), rows.schema.field("observation").metadata
     if _has_final(rows):
         last = rows["final_observation"].combine_chunks().slice(rows.num_rows - 1)
@@ -178,17 +188,17 @@ def _slot(column: pa.Array, metadata: dict[bytes, bytes] | None) -> Any:
     return values
 
 
-def _numbers(type_: pa.DataType) -> bool:
+def _holds_numbers(type_: pa.DataType) -> bool:
     if pa.types.is_struct(type_):
         return all(_is_block(entry.type) for entry in type_)
-    return _is_block(type_)
+    return is_number(type_) or _is_block(type_)
 
 
 def _is_block(type_: pa.DataType) -> bool:
     return pa.types.is_fixed_size_list(type_) and is_number(type_.value_type) and type_.list_size > 0
 
 
-def _padded(column: pa.Array, length: int) -> Any:
+def _padded(column: pa.Array) -> Any:
     """An info a step plus the one after the last, which holds no meaning."""
     values = from_arrow(column)
     values = np.concatenate([values, np.zeros_like(values[:1])])
@@ -196,22 +206,25 @@ def _padded(column: pa.Array, length: int) -> Any:
     return list(values) if values.ndim == 1 else values
 
 
-def _as_bytes(rows: pa.Table, count: int) -> np.ndarray:
+def _as_text(rows: pa.Table, count: int) -> list[str]:
+    """The rows as an Arrow stream in base64, cut into `count` pieces."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(rows)
-    raw = np.frombuffer(sink.getvalue(), np.uint8)
-    width = -(-len(raw) // count)
-    return np.pad(raw, (0, width * count - len(raw))).reshape(count, width)
+    text = base64.b64encode(sink.getvalue().to_pybytes()).decode()
+    width = -(-len(text) // count)
+    return [text[start * width : (start + 1) * width] for start in range(count)]
+
+
+def _from_text(pieces: Any) -> pa.Table:
+    text = "".join(piece.decode() if isinstance(piece, bytes) else piece for piece in pieces)
+    return pa.ipc.open_stream(pa.py_buffer(base64.b64decode(text))).read_all()
 
 
 def _rows(episode: dict[str, Any], notes: dict[str, Any], schema: pa.Schema) -> pa.Table:
     length = len(episode["rewards"])
     infos = episode["infos"] or {}
-    residue = None
-    if _RESIDUE in infos:
-        raw = np.ascontiguousarray(infos[_RESIDUE], np.uint8).tobytes()
-        residue = pa.ipc.open_stream(pa.py_buffer(raw)).read_all()
+    residue = _from_text(infos[_RESIDUE])
     slots = {
         "observation": episode["observations"],
         "action": episode["actions"],
@@ -225,7 +238,7 @@ def _rows(episode: dict[str, Any], notes: dict[str, Any], schema: pa.Schema) -> 
             column = pa.repeat(str(notes["episode_id"]), length)
         elif field.name == "step":
             column = pa.array(np.arange(length, dtype=np.int32))
-        elif residue is not None and field.name in residue.column_names:
+        elif field.name in residue.column_names:
             column = residue[field.name].combine_chunks()
         elif field.name == "final_observation":
             column = _final(slots["observation"], field.type, length, bool(notes.get(_FINAL_KNOWN)))

@@ -13,8 +13,8 @@ _END = ("terminated", "truncated")
 class ReplayRing:
     """The last `capacity` steps of parallel streams, oldest overwritten first.
 
-    `spec` maps a name to the shape of one entry and its dtype; without it the first batch decides. Rows are kept
-    time by time, so `capacity` is rounded down to a multiple of the number of streams.
+    `spec` maps a name to the shape of one entry and its dtype; without it the first batch decides. Rows are
+    kept time by time, so `capacity` is rounded down to a multiple of the number of streams.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class ReplayRing:
         return self._filled * self.num_envs
 
     def add(self, batch: Mapping[str, Tensor]) -> None:
-        """Add steps `[time, env, …]`; raises ValueError where names, shapes or dtypes differ from the ring's."""
+        """Add steps `[time, env, …]`; raises ValueError where they do not fit what the ring holds."""
         if not self._rows:
             self._allocate(batch)
         if batch.keys() != self._rows.keys():
@@ -73,7 +73,8 @@ class ReplayRing:
     def sample_windows(
         self, n: int, length: int, generator: torch.Generator, cross_episodes: bool = False
     ) -> dict[str, Tensor]:
-        """`n` windows of `length` consecutive steps of one stream, `[n, length, …]`, uniform over those there are.
+        """`n` windows of `length` consecutive steps of one stream, `[n, length, …]`, uniform over those there
+        are.
 
         No window crosses the write head. None crosses an episode's end either, unless `cross_episodes`: then
         `mask` in the result is True up to and including the first end. Needs `terminated` and `truncated`.
@@ -84,7 +85,8 @@ class ReplayRing:
         starts = self._starts(done, length, cross_episodes)
         if len(starts) == 0:
             raise ValueError(
-                f"length: no {length} consecutive steps are held; ask for shorter windows or pass cross_episodes=True"
+                f"length: no {length} consecutive steps are held; ask for shorter windows or pass "
+                f"cross_episodes=True"
             )
         pick = torch.randint(len(starts), (n,), generator=generator, device=self.device)
         age = torch.arange(length, device=self.device)

@@ -54,7 +54,8 @@ OPTIONAL = {
 }
 VOCABULARY = {**REQUIRED, **OPTIONAL}
 
-# What else a column may hold: language policies keep a log-probability a token, foreign logs keep their doubles.
+# What else a column may hold: language policies keep a log-probability a token, foreign logs keep their
+# doubles.
 _ALSO_ALLOWED = {
     "reward": (pa.float64(),),
     "behaviour_log_prob": (pa.list_(pa.float32()), pa.float64()),
@@ -162,7 +163,8 @@ def check_whole_episodes(table: pa.Table) -> None:
     if unfinished.size:
         row = int(last[unfinished[0]])
         raise ValueError(
-            f"terminated, truncated: the last row (step {step[row]}) of episode {ids[row]} has neither and no "
+            f"terminated, truncated: the last row (step {step[row]}) of episode {ids[row]} has neither "
+            f"and no "
             "error; append an episode when it is over, or mark where it was cut as truncated"
         )
     over_early = ended.copy()
@@ -251,7 +253,8 @@ def _check_provenance(table: pa.Table) -> None:
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             raise ValueError(
-                f"{name}: row {row} was {table['source'][row].as_py()} yet carries {table[name][row].as_py()}; "
+                f"{name}: row {row} was {table['source'][row].as_py()} yet carries "
+                f"{table[name][row].as_py()}; "
                 f"no known policy chose a synthetic step, so leave its {name} null"
             )
 
@@ -262,7 +265,8 @@ def _check_values(table: pa.Table) -> None:
             row = first_not_finite(table[name])
             if row is not None:
                 raise ValueError(
-                    f"{name}: row {row} (episode {table['episode_id'][row]}, step {table['step'][row]}) holds "
+                    f"{name}: row {row} (episode {table['episode_id'][row]}, step {table['step'][row]}) "
+                    f"holds "
                     f"{table[name][row].as_py()}; steps hold finite numbers, find out what produced it"
                 )
 

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,8 +36,8 @@ class StoreError(OSError):
 class Store:
     """Episodes on disk or in an object store.
 
-    A `Store` reads the version it was opened at, or last appended to; `refresh` moves it to the newest. Several
-    processes may append to one store at once.
+    A `Store` reads the version it was opened at, or last appended to; `refresh` moves it to the newest.
+    Several processes may append to one store at once.
     """
 
     def __init__(self, path: str, mode: Literal["r", "a"], dataset: LanceDataset | None):
@@ -51,8 +52,8 @@ class Store:
     def open(cls, path_or_url: str | os.PathLike, mode: Literal["r", "a"] = "r") -> "Store":
         """Open the store at a path or URL, or the one in a run's folder.
 
-        "r" reads what exists, "a" also appends and makes the store at the first append. Raises StoreError where
-        there is nothing to read.
+        "r" reads what exists, "a" also appends and makes the store at the first append. Raises StoreError
+        where there is nothing to read.
         """
         if mode not in ("r", "a"):
             raise ValueError(f"mode: expected 'r' or 'a', came {mode!r}; 'r' reads, 'a' reads and appends")
@@ -67,14 +68,14 @@ class Store:
             )
         return store
 
-    # -- writing ------------------------------------------------------------------------------------------------
+    # -- writing -------------------------------------------------------------------------------------------
 
     def append(self, episodes: Sequence[Episode] | pa.Table, skip_existing: bool = False) -> int:
         """Append whole episodes and return their number once they are safe on disk; all of them or none.
 
-        `skip_existing` leaves out episodes whose id the store has, which makes an append safe to repeat. Raises
-        ValueError for rows that are not legal steps or do not fit the store's columns, StoreError where the disk
-        refuses.
+        `skip_existing` leaves out episodes whose id the store has, which makes an append safe to repeat.
+        Raises ValueError for rows that are not legal steps or do not fit the store's columns, StoreError
+        where the disk refuses.
         """
         self._check_writable()
         table = episodes if isinstance(episodes, pa.Table) else episodes_to_table(episodes)
@@ -94,16 +95,16 @@ class Store:
             # The rows must be on disk before a manifest can name them: Lance itself never calls fsync.
             fragments = write_fragments(table, self._dataset, mode="append")
             self._sync_data(fragments)
-            self._commit(LanceOperation.Append(fragments))
+            self._commit_rows(fragments)
         return pc.count_distinct(table["episode_id"]).as_py()
 
     def annotate(self, name: str, values: pa.Table | pa.Array | np.ndarray, replace: bool = False) -> int:
         """Add the column `name` to rows that exist, and return how many rows got a value.
 
-        `values` is one entry a row in the order of `read()`, or a table of `episode_id`, `step` and `name` for
-        some of the rows; rows without a value are null. Rows appended later start as null and may be filled by
-        another call. Raises ValueError for a column of the step itself, for a key that the store lacks, and for
-        a row that already has a value unless `replace`.
+        `values` is one entry a row in the order of `read()`, or a table of `episode_id`, `step` and `name`
+        for some of the rows; rows without a value are null. Rows appended later start as null and may be
+        filled by another call. Raises ValueError for a column of the step itself, for a key that the store
+        lacks, and for a row that already has a value unless `replace`.
         """
         self._check_writable()
         if name in VOCABULARY or (name in self.schema.names and not _is_annotation(self.schema.field(name))):
@@ -146,12 +147,21 @@ class Store:
         return True
 
     def compact(self, keep: timedelta = timedelta(hours=1)) -> dict[str, int]:
-        """Merge small files, bring indices up to date and drop versions that were replaced more than `keep` ago.
+        """Merge small files, bring indices up to date and drop versions that were replaced more than `keep`
+        ago.
 
         Readers which opened or refreshed within `keep` go on reading; writers are never disturbed.
         """
         self._check_writable()
         with self._writing():
+            self.refresh()
+            if len(self) >= _ID_INDEX_ROWS and not any(
+                index.field_names == ["episode_id"] for index in self._dataset.describe_indices()
+            ):
+                self._dataset.create_scalar_index("episode_id", "BTREE")
+            # Lance never merges a file that an index covers with one that it does not: indices come first.
+            self._dataset.optimize.optimize_indices()
+            self._sync_tree("_indices")
             self.refresh()
             for _ in range(_CONFLICT_RETRIES):
                 plan = Compaction.plan(self._dataset, {})
@@ -165,12 +175,6 @@ class Store:
                     self.refresh()
             else:
                 raise StoreError(f"{self.path}: others kept rewriting the same files; compact again later")
-            self.refresh()
-            if len(self) >= _ID_INDEX_ROWS and not any(
-                index.field_names == ["episode_id"] for index in self._dataset.describe_indices()
-            ):
-                self._dataset.create_scalar_index("episode_id", "BTREE")
-            self._dataset.optimize.optimize_indices()
             self._sync_tree("_indices")
             self.refresh()
             self._sync_manifest()
@@ -182,7 +186,7 @@ class Store:
             "bytes": self._bytes(),
         }
 
-    # -- reading ------------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------
 
     def refresh(self) -> "Store":
         """Move to the newest version."""
@@ -289,7 +293,8 @@ class Store:
         policy_version: int | range | None = None,
         columns: Sequence[str] | None = None,
     ) -> pa.Table:
-        """The `k` rows whose vector is closest to `query`, nearest first, with their `_distance` (L2 squared).
+        """The `k` rows whose vector is closest to `query`, nearest first, with their `_distance` (L2
+        squared).
 
         Exact unless `create_index` has indexed the column. Filters apply before the search.
         """
@@ -310,7 +315,7 @@ class Store:
         )
 
     def stats(self) -> dict[str, Any]:
-        """Counts of episodes and steps by source, policy version and task, bytes, and quantiles of the return."""
+        """Episodes and steps by source, policy version and task; bytes; quantiles of the return."""
         if len(self) == 0:
             return {"path": self.path, "version": self.version, "episodes": 0, "steps": 0, "bytes": 0}
         by = [name for name in ("source", "policy_version", "task_id") if name in self.schema.names]
@@ -340,8 +345,8 @@ class Store:
     def verify(self) -> dict[str, Any]:
         """Check every row, and report what is wrong, an empty list of `problems` if nothing is.
 
-        An episode has the steps 0 … n-1 exactly once and ends terminated, truncated or with an error; numbers are
-        finite; a synthetic step carries no propensity.
+        An episode has the steps 0 … n-1 exactly once and ends terminated, truncated or with an error; numbers
+        are finite; a synthetic step carries no propensity.
         """
         if len(self) == 0:
             return {"path": self.path, "version": self.version, "episodes": 0, "steps": 0, "problems": []}
@@ -378,7 +383,7 @@ class Store:
             "problems": problems,
         }
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside --------------------------------------------------------------------------------------------
 
     def _read(
         self, where: str | None = None, columns: Sequence[str] | None = None, limit: int | None = None
@@ -440,19 +445,21 @@ class Store:
             os.close(descriptor)
 
     def _fit(self, table: pa.Table) -> pa.Table:
-        """The table in the store's column order; a column of the vocabulary that the store lacks is added to it."""
+        """The table in the store's order; a column of the vocabulary that the store lacks is added to it."""
         schema = self.schema
         late = [field for field in table.schema if field.name not in schema.names]
         strange = [field.name for field in late if field.name not in OPTIONAL and not _is_annotation(field)]
         if strange:
             name = strange[0]
             raise ValueError(
-                f"{name}: {self.path} has no such column; annotate the rows with it, or write to a store of its own"
+                f"{name}: {self.path} has no such column; annotate the rows with it, or write to a store "
+                f"of its own"
             )
         for field in table.schema:
             if field.name in schema.names and schema.field(field.name).type != field.type:
                 raise ValueError(
-                    f"{field.name}: expected {schema.field(field.name).type} as in {self.path}, came {field.type}; "
+                    f"{field.name}: expected {schema.field(field.name).type} as in {self.path}, came "
+                    f"{field.type}; "
                     "cast the column or write to a store of its own"
                 )
             if field.name in schema.names and _is_annotation(schema.field(field.name)) > _is_annotation(
@@ -501,7 +508,8 @@ class Store:
             if taken.any():
                 row = int(rows[np.argmax(taken)])
                 raise ValueError(
-                    f"{name}: {int(taken.sum())} rows have a value already (first: episode {keys['episode_id'][row]}, "
+                    f"{name}: {int(taken.sum())} rows have a value already (first: episode "
+                    f"{keys['episode_id'][row]}, "
                     f"step {keys['step'][row]}); pass replace=True to overwrite them"
                 )
         self._replace_annotation(name, keys["_rowid"].to_numpy()[rows], entries)
@@ -539,13 +547,21 @@ class Store:
         self._dataset = LanceDataset.commit(self._dataset, operation, read_version=self._dataset.version)
         self._sync_manifest()
 
+    def _commit_rows(self, fragments: list) -> None:
+        """Rows stay right whatever others wrote meanwhile, but Lance asks to try again."""
+        for _ in range(_CONFLICT_RETRIES):
+            try:
+                self._commit(LanceOperation.Append(fragments))
+                return
+            except CommitConflictError:
+                self.refresh()
+        raise StoreError(f"{self.path}: others kept rewriting the store; append again")
+
     def _drop_versions(self, keep: timedelta) -> int:
-        """Drop what was replaced before `keep` ago: a version's own age says nothing of when readers left it."""
+        """Drop what was replaced before `keep` ago: a version's own age does not say when readers left it."""
         known = self.versions
         limit = datetime.now(UTC) - keep
-        old = [
-            entry["version"] for entry, next_ in zip(known, known[1:], strict=False) if next_["at"] < limit
-        ]
+        old = [entry["version"] for entry, next_ in itertools.pairwise(known) if next_["at"] < limit]
         return self._dataset.cleanup_old_versions(versions=old).old_versions if old else 0
 
     def _bytes(self) -> int:
@@ -575,7 +591,7 @@ class Store:
         newest.unlink()
         return True
 
-    # -- safety of local files ----------------------------------------------------------------------------------
+    # -- safety of local files -----------------------------------------------------------------------------
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

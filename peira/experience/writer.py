@@ -15,9 +15,9 @@ _STOP = object()
 class BufferedWriter:
     """Appends to a store from a thread of its own.
 
-    Rows wait until `flush_rows` have come or `flush_seconds` have passed, then go to the store in one append. At
-    most `max_rows` rows wait; a caller who brings more is held up, nothing is dropped. What went wrong in the
-    thread is raised by the caller's next call.
+    Rows wait until `flush_rows` have come or `flush_seconds` have passed, then go to the store in one append.
+    At most `max_rows` rows wait; a caller who brings more is held up, nothing is dropped. What went wrong in
+    the thread is raised by the caller's next call.
     """
 
     def __init__(
@@ -25,7 +25,8 @@ class BufferedWriter:
     ):
         if not 0 < flush_rows <= max_rows:
             raise ValueError(
-                f"flush_rows: expected 1 to max_rows={max_rows}, came {flush_rows}; raise max_rows or lower it"
+                f"flush_rows: expected 1 to max_rows={max_rows}, came {flush_rows}; raise max_rows or "
+                f"lower it"
             )
         self.store = store
         self.max_rows = max_rows
@@ -108,7 +109,8 @@ class BufferedWriter:
                 gathered.append(entry)
                 rows += entry.num_rows
             late = gathered and time.monotonic() - since >= self.flush_seconds
-            # A queue with no room for another such table must be emptied, or its caller would wait for the clock.
+            # A queue with no room for another such table must be emptied, or its caller would wait for the
+            # clock.
             full = (
                 rows >= self.flush_rows or rows + (entry.num_rows if entry is not None else 0) > self.max_rows
             )
