@@ -138,9 +138,7 @@ def test_probability_of_improvement_averages_over_tasks(rng):
 
 
 def test_probability_of_improvement_refuses_other_tasks(rng):
-    with pytest.raises(
-        (ValueError, TypeCheckError), match=r"got shapes \(2, 3\) and \(2, 2\)|\*tasks"
-    ):
+    with pytest.raises((ValueError, TypeCheckError), match=r"got shapes \(2, 3\) and \(2, 2\)|\*tasks"):
         probability_of_improvement(np.zeros((2, 3)), np.zeros((2, 2)), rng=rng)
 
 
