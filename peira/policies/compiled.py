@@ -1,0 +1,52 @@
+"""Ahead-of-time compilation of a function of tensors into one native call, without a guard check on every call.
+
+`torch.compile` re-checks its guards at each call, which costs more than a minibatch of a small network does. Here the
+function is traced once with fake tensors and handed to the same compiler (Inductor, C++ wrapper).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+
+def can_compile() -> bool:
+    """Whether this machine has the C++ compiler that native code for the CPU needs."""
+    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+def compile_function(
+    function: Callable[..., tuple[Tensor, ...]], arguments: list[Tensor], *, growing: Collection[int] = ()
+) -> Callable[..., tuple[Tensor, ...]]:
+    """Native form of `function(*tensors) -> tuple of tensors`, for tensors shaped and typed like `arguments`.
+
+    `growing` gives the positions of arguments whose first axis may have any length in later calls; every other size is
+    fixed. The function must be free of control flow that depends on values, and may not change its arguments. The
+    caller answers for passing what was promised: nothing is checked again. One thread and one compiled form for all
+    lengths make repeated runs agree bit for bit.
+    """
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+
+    def fake(position: int, tensor: Tensor) -> Tensor:
+        sizes = [DimDynamic.STATIC] * tensor.dim()
+        if position in growing:
+            sizes[0] = DimDynamic.DYNAMIC
+        context = StatelessSymbolicContext(dynamic_sizes=sizes)
+        return mode.from_tensor(
+            tensor, symbolic_context=context, source=ConstantSource(f"argument_{position}")
+        )
+
+    stand_ins = [fake(position, tensor) for position, tensor in enumerate(arguments)]
+    with torch.no_grad(), mode:
+        graph = make_fx(function)(*stand_ins)
+    with torch.no_grad():
+        return torch._inductor.standalone_compile(
+            graph, arguments, dynamic_shapes="from_graph", options={"config_patches": {"cpp_wrapper": True}}
+        )

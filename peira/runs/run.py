@@ -1,0 +1,435 @@
+"""One experiment: its folder, seeds, progress, ledger, checkpoints, and how it is taken up again."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from peira.evaluation.episodes import Evaluation
+from peira.experience.assemble import EpisodeAssembler
+from peira.experience.batch import Batch
+from peira.experience.episode import episode_ids
+from peira.experience.store import Store
+from peira.experience.writer import BufferedWriter
+from peira.policies.actor_critic import ActorCritic
+from peira.policies.files import policy_hash, save_policy
+from peira.runs import checkpoint, plots
+from peira.runs.ledger import COSTS, on_policy_columns
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Run:
+    """What a recipe sees of the world outside: progress, metrics, store, checkpoints and seeds.
+
+    A recipe asks for its generators, names the parts that must survive (`keep`), then loops over `iterations()`; in
+    the loop it reports what it gathered, learned from, measured and evaluated. Everything else happens here.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: str,
+        config: Any,
+        *,
+        console: Console,
+        resumed: bool,
+        checkpoint_seconds: float,
+    ):
+        self.folder, self.recipe, self.config = folder, recipe, config
+        self.steps, self.seed = config.steps, config.seed
+        self.iteration = 0
+        self.costs = dict.fromkeys(COSTS, 0)
+        self.evaluation: Evaluation | None = None
+        self._evaluations = 0
+        self._console = console
+        self._checkpoint_seconds = checkpoint_seconds
+        self._row: dict[str, float] = {}
+        self._generators: dict[str, torch.Generator] = {}
+        self._parts: dict[str, Any] = {}
+        self._means: dict[str, list[float]] = {}
+        self._wall_before, self._began = 0.0, time.monotonic()
+        self._interrupted = False
+        self._state: dict | None = None
+        about = yaml.safe_load((folder / "config.yaml").read_text())
+        self.id, self._started_ms = about["run_id"], about["started_ms"]
+        if resumed and (newest := checkpoint.newest(folder / "checkpoints")):
+            self._restore(checkpoint.load_tree(newest))
+        self._metrics = self._open_metrics()
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=self.iteration or None)
+        self._assembler: EpisodeAssembler | None = None
+        self._writer: BufferedWriter | None = None
+        self._stored: set[str] = set()
+
+    # Seeds and parts -----------------------------------------------------------------------------------------------
+
+    def generator(self, name: str) -> torch.Generator:
+        """The generator of this name, seeded from the run's seed; its state is part of every checkpoint."""
+        if name not in self._generators:
+            generator = torch.Generator().manual_seed(self.derived_seed(name))
+            if self._state is not None and name in self._state["generators"]:
+                generator.set_state(self._state["generators"][name])
+            self._generators[name] = generator
+        return self._generators[name]
+
+    def derived_seed(self, name: str) -> int:
+        """A 31-bit seed that follows from the run's seed and a name, and from nothing else."""
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") >> 1
+
+    def keep(self, **parts: Any) -> bool:
+        """Put these parts (each with state_dict and load_state_dict) into every checkpoint.
+
+        On a resumed run they are brought to their state in the newest checkpoint and True is returned; False means
+        that the run begins here.
+        """
+        self._parts.update(parts)
+        if self._state is None:
+            return False
+        for name, part in parts.items():
+            part.load_state_dict(self._state["parts"][name])
+        return True
+
+    # The loop ------------------------------------------------------------------------------------------------------
+
+    @property
+    def real_steps(self) -> int:
+        """Environment steps gathered for learning so far."""
+        return self.costs["real_steps"]
+
+    @property
+    def _spent(self) -> bool:
+        return self.real_steps + self._batch_steps > self.steps
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds at work, over all the processes that this run took."""
+        return self._wall_before + time.monotonic() - self._began
+
+    def iterations(self, batch_steps: int) -> Iterator[int]:
+        """Count iterations of `batch_steps` real steps each, as many as the budget holds: it is never exceeded.
+
+        Between two of them the metrics are written and, when due, a checkpoint. After Ctrl-C (or SIGTERM) the iteration
+        is finished, a checkpoint written and KeyboardInterrupt raised; a second Ctrl-C stops at once.
+        """
+        previous = {kind: signal.signal(kind, self._interrupt) for kind in (signal.SIGINT, signal.SIGTERM)}
+        saved = time.monotonic()
+        self._batch_steps = batch_steps
+        try:
+            with _Progress(self) as progress:
+                while not self._spent:
+                    self.iteration += 1
+                    self._row = {}
+                    yield self.iteration
+                    self._write_metrics()
+                    progress.show(self._row)
+                    if self._interrupted or time.monotonic() - saved >= self._checkpoint_seconds:
+                        self.checkpoint()
+                        saved = time.monotonic()
+                    if self._interrupted:
+                        raise KeyboardInterrupt
+        finally:
+            for kind, handler in previous.items():
+                signal.signal(kind, handler)
+        self.checkpoint()
+
+    def gathered(self, policy: ActorCritic, batch: Batch) -> None:
+        """Book real steps just gathered, and hand the episodes that they complete to the store."""
+        self.costs["real_steps"] += batch.steps
+        self._row.update(self.costs)
+        if not self.config.store:
+            return
+        columns = {
+            name: getattr(batch, name).numpy()
+            for name in ("observation", "action", "reward", "terminated", "truncated", "behaviour_log_prob")
+        }
+        columns["final_observation"] = batch.next_observation.numpy()
+        if self._writer is None:
+            self._open_store(batch.reward.shape[1])
+        table = self._assembler.add(
+            columns,
+            policy_id=self.policy_id,
+            policy_version=policy.version,
+            source="real",
+            task_id=self.config.env,
+        )
+        if self._stored and table.num_rows:
+            # A resumed run gathers again what the store took in after the checkpoint: the same episodes, by id.
+            known = np.isin(table["episode_id"].to_numpy(zero_copy_only=False), list(self._stored))
+            table = table.filter(~known)
+        self._writer.append(table)
+
+    def learns_from(self, policy: ActorCritic, batch: Batch) -> None:
+        """Book the batch that `policy` is about to learn from: the on-policy columns of the ledger."""
+        columns = on_policy_columns(policy, batch)
+        self.costs["replayed_steps"] += round(columns.get("share_replayed", 0.0) * batch.steps)
+        self._row.update(self.costs)
+        self._row.update(columns)
+        for name, value in columns.items():
+            self._means.setdefault(name, []).append(value)
+
+    def log(self, measures: dict[str, float]) -> None:
+        """Add columns to this iteration's metrics."""
+        self._row.update(measures)
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether the next of `config.evaluations` equal parts of the budget, or all of it, has been spent."""
+        spent = self.real_steps * self.config.evaluations // self.steps
+        return spent > self._evaluations or self._spent
+
+    @property
+    def evaluation_seed(self) -> int:
+        """Seed of the next evaluation: the same for every recipe under this run's seed."""
+        return self.derived_seed(f"evaluation {self._evaluations}")
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Book an evaluation of the target policy on fresh episodes; the last one gives the run's score."""
+        self.evaluation = evaluation
+        self._evaluations = self.real_steps * self.config.evaluations // self.steps
+        self.costs["evaluation_steps"] += evaluation.steps
+        self._row["evaluation_return"] = evaluation.mean
+        self._row["evaluation_length"] = float(evaluation.lengths.mean())
+        self._row.update(self.costs)
+
+    # Checkpoints ---------------------------------------------------------------------------------------------------
+
+    @property
+    def policy_id(self) -> str:
+        return f"{self.recipe}-{self.id}"
+
+    def checkpoint(self) -> None:
+        """Make safe, in this order, the experience, the metrics and the state of every part."""
+        if self._writer is not None:
+            self._writer.flush()
+        self._metrics.flush()
+        os.fsync(self._metrics.fileno())
+        evaluation = self.evaluation
+        state = {
+            "iteration": self.iteration,
+            "costs": self.costs,
+            "evaluations": self._evaluations,
+            "evaluation": evaluation and {"returns": evaluation.returns, "lengths": evaluation.lengths},
+            "means": self._means,
+            "wall_seconds": self.wall_seconds,
+            "generators": {name: generator.get_state() for name, generator in self._generators.items()},
+            "parts": {name: part.state_dict() for name, part in self._parts.items()},
+            "assembler": self._assembler and self._assembler.state_dict(),
+        }
+        folder = self.folder / "checkpoints"
+        checkpoint.save_tree(state, folder / str(self.iteration))
+        checkpoint.drop_old(folder)
+
+    def finish(self, policy: ActorCritic) -> dict[str, Any]:
+        """Save the policy, the curve and `summary.json`, and return the summary."""
+        self.close()
+        policy.id = self.policy_id
+        save_policy(policy, self.folder / "policy")
+        interval = self.evaluation.interval()
+        summary = {
+            "recipe": self.recipe,
+            "env": self.config.env,
+            "steps": self.steps,
+            "seed": self.seed,
+            "score": self.evaluation.mean,
+            "score_interval": interval and list(interval),
+            "score_episodes": len(self.evaluation.returns),
+            "ledger": {
+                **self.costs,
+                "wall_seconds": round(self.wall_seconds, 3),
+                **{name: float(np.mean(values)) for name, values in self._means.items()},
+            },
+            "policy_hash": policy_hash(policy),
+            "run_id": self.id,
+            "out": str(self.folder),
+            "versions": versions(),
+            "machine": machine(),
+        }
+        _write_whole(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        plots.learning_curve(self.folder)
+        return summary
+
+    def close(self) -> None:
+        """Close the store's writer, the metrics and the board; safe to call twice."""
+        if self._writer is not None:
+            self._writer.close()
+        self._metrics.close()
+        self._board.close()
+
+    def _restore(self, state: dict) -> None:
+        self._state = state
+        self.iteration, self.costs = state["iteration"], state["costs"]
+        self._evaluations, self._means = state["evaluations"], state["means"]
+        self._wall_before = state["wall_seconds"]
+        if state["evaluation"]:
+            self.evaluation = Evaluation(**state["evaluation"])
+
+    def _open_metrics(self):
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_text().splitlines(keepends=True)[: self.iteration]
+            _write_whole(path, "".join(lines))
+        return path.open("a")
+
+    def _open_store(self, num_envs: int) -> None:
+        path = self.folder / "experience.lance"
+        self._assembler = EpisodeAssembler(num_envs, self.id, self._started_ms)
+        if self._state is not None and self._state["assembler"]:
+            self._assembler.load_state_dict(self._state["assembler"])
+        store = Store.open(path, mode="a")
+        if self._state is not None and len(store):
+            self._stored = set(store.read(columns=["episode_id"])["episode_id"].to_pylist())
+        self._writer = BufferedWriter(store)
+
+    def _write_metrics(self) -> None:
+        row = {"iteration": self.iteration, **self._row, "wall_seconds": round(self.wall_seconds, 3)}
+        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+        for name, value in row.items():
+            if name != "iteration":
+                self._board.add_scalar(name, value, self.iteration)
+
+    def _interrupt(self, kind: int, frame: object) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = True
+        self._console.print("stopping after this iteration; a checkpoint will be written", style="yellow")
+
+
+def create_folder(folder: Path, recipe: str, config: Any) -> None:
+    """Make a new run's folder with its `config.yaml`.
+
+    Raises ValueError when the folder already holds a run.
+    """
+    if (folder / "config.yaml").exists():
+        raise ValueError(
+            f"out: {folder} already holds a run; go on with it by --resume {folder}, or name another folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.time_ns() // 1_000_000
+    about = {
+        "recipe": recipe,
+        "run_id": episode_ids(f"{folder.resolve()} {os.getpid()} {started}", 0, 1, started)[0],
+        "started_ms": started,
+        "config": _plain(asdict(config)),
+    }
+    _write_whole(folder / "config.yaml", yaml.safe_dump(about, sort_keys=False))
+
+
+def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The recipe's name and its settings as a run's folder holds them.
+
+    Raises ValueError when there is no run in the folder.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise ValueError(f"resume: {folder} holds no run (no config.yaml); name the folder given as --out")
+    about = yaml.safe_load(path.read_text())
+    return about["recipe"], about["config"]
+
+
+def config_from(kind: type, settings: dict[str, Any]) -> Any:
+    """A recipe's Config from the settings in `config.yaml`; lists become the tuples that frozen configs hold.
+
+    Raises ValueError when the settings do not fit the Config of this version.
+    """
+    known = {field.name for field in fields(kind)}
+    if unknown := set(settings) ^ known:
+        raise ValueError(f"resume: the run was made by another version of Peira: {', '.join(sorted(unknown))} differ")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("peira", "torch", "numpy", "gymnasium", "envpool", "mujoco", "pylance")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    return {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
+
+
+class _Progress:
+    """A bar on a terminal, a line every few seconds in a pipe."""
+
+    def __init__(self, run: Run):
+        self._run, self._console = run, run._console
+        self._said = time.monotonic()
+        self._score = "–"
+        self._bar = None
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
+                TextColumn("return {task.fields[score]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+
+    def __enter__(self) -> _Progress:
+        run = self._run
+        title = f"{run.recipe} {run.config.env} seed {run.seed}"
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(
+                title, total=run.steps, completed=run.real_steps, score=self._score
+            )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, row: dict[str, float]) -> None:
+        run = self._run
+        if "evaluation_return" in row:
+            self._score = f"{row['evaluation_return']:.1f}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=min(run.real_steps, run.steps), score=self._score)
+        elif time.monotonic() - self._said >= SECONDS_BETWEEN_LINES or run._spent:
+            self._said = time.monotonic()
+            self._console.print(
+                f"{run.recipe} {run.config.env} seed {run.seed}: {run.real_steps:,}/{run.steps:,} steps, "
+                f"return {self._score}, {run.wall_seconds:.0f} s",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(path)
