@@ -261,8 +261,11 @@ class Store:
         limit: int | None = None,
     ) -> Iterator[Episode]:
         """Whole episodes with at least one row that matches every filter; `limit` counts episodes."""
-        where = _where(episode_ids, source, policy_version, task_id, since, until)
-        ids = self._read(where=where, columns=["episode_id"])["episode_id"].unique()
+        if episode_ids is not None and (source, policy_version, task_id, since, until) == (None,) * 5:
+            ids = pa.array([episode_ids] if isinstance(episode_ids, str) else list(episode_ids), pa.string())
+        else:
+            where = _where(episode_ids, source, policy_version, task_id, since, until)
+            ids = self._read(where=where, columns=["episode_id"])["episode_id"].unique()
         if limit is not None:
             ids = ids.slice(0, limit)
         if columns is not None:

@@ -38,7 +38,7 @@ def make_episode(run_id: str, number: int) -> Episode:
 
 
 def write_until_killed(path: str, run_id: str, acknowledgements, also_rewrite: bool) -> None:
-    """Append episodes and tell each one's id after its append has returned; in between, annotate and compact."""
+    """Append episodes, tell their ids after the append has returned; in between, annotate and compact."""
     store = Store.open(path, mode="a")
     for number in range(0, 1_000_000, 3):
         episodes = [make_episode(run_id, number + extra) for extra in range(3)]
@@ -68,7 +68,7 @@ def write_and_be_killed(processes, path, run_id: str, seconds: float, also_rewri
 
 @pytest.fixture(scope="module")
 def processes():
-    """Processes that start in milliseconds: each is forked from one that has the store imported and unused."""
+    """Processes that start in milliseconds, forked from one that has imported the store and not used it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["peira.experience.store"])
     return context
@@ -165,7 +165,7 @@ def test_a_write_that_fails_half_way_is_a_clear_error_and_harms_nothing(tmp_path
 
 
 def test_a_full_disk_is_a_clear_error_and_what_was_stored_stays(tmp_path):
-    """A real file system of two megabytes; where none may be mounted, the test above covers the failing write."""
+    """A file system of two megabytes, or where none may be mounted the same error from fsync."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
