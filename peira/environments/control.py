@@ -6,10 +6,12 @@ hands out the true final observation in `info["final_obs"]`, with `info["_final_
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import gymnasium
 import numpy as np
@@ -191,14 +193,16 @@ class EnvPoolControl(ControlEnv):
         import envpool
 
         self._make: Callable = envpool.make_gymnasium
-        spec = envpool.make_spec(id)
+        with _quiet_spaces():
+            spec = envpool.make_spec(id)
         super().__init__(id, num_envs, seed, spec.gymnasium_observation_space, spec.gymnasium_action_space)
         self._kind = np.int32 if self.discrete else spec.gymnasium_action_space.dtype
 
     def _open(self) -> None:
-        self._pool = self._make(
-            self.id, num_envs=self.num_envs, seed=self.seed, num_threads=min(self._threads, self.num_envs)
-        )
+        with _quiet_spaces():
+            self._pool = self._make(
+                self.id, num_envs=self.num_envs, seed=self.seed, num_threads=min(self._threads, self.num_envs)
+            )
         self._resets[:] = 0
 
     def _start(self, which: np.ndarray) -> np.ndarray:
@@ -267,6 +271,14 @@ class GymnasiumControl(ControlEnv):
 
     def close(self, **options) -> None:
         self._vector.close(**options)
+
+
+@contextlib.contextmanager
+def _quiet_spaces() -> Iterator[None]:
+    """EnvPool states the bounds of float32 spaces in float64, and Gymnasium remarks on each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
+        yield
 
 
 def _envpool_has(id: str) -> bool:

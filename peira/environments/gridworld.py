@@ -16,18 +16,14 @@ HORIZON = 100
 START = 0  # the cell (0, 0); the cell (x, y) has the index SIDE * x + y
 
 
-def _cell(x: int, y: int) -> int:
-    return SIDE * x + y
-
-
-TERMINAL, TRAP, BONUS = _cell(3, 3), _cell(1, 1), _cell(1, 3)
+TERMINAL, TRAP, BONUS = SIDE * 3 + 3, SIDE * 1 + 1, SIDE * 1 + 3
 
 
 def _tables() -> tuple[np.ndarray, np.ndarray]:
     moves = np.array([(-1, 0), (1, 0), (0, -1), (0, 1)])
     cells = np.stack(np.divmod(np.arange(STATES), SIDE), axis=-1)
     reached = np.clip(cells[:, None] + moves, 0, SIDE - 1)
-    next_state = _cell(reached[..., 0], reached[..., 1])
+    next_state = SIDE * reached[..., 0] + reached[..., 1]
     reward = np.full((STATES, ACTIONS), -1.0)
     for cell, value in ((TERMINAL, 10.0), (TRAP, -10.0), (BONUS, 1.0)):
         reward[next_state == cell] = value
@@ -102,7 +98,7 @@ class GridWorld(gymnasium.Env):
         self._state = START
         return self._observation(), {}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+    def step(self, action: int | np.integer) -> tuple[np.ndarray, float, bool, bool, dict]:
         if not 0 <= action < ACTIONS:
             raise ValueError(f"GridWorld: action must be in 0..{ACTIONS - 1}, got {action}")
         state, reward, terminated = step_gridworld(np.array([self._state]), np.array([action]))

@@ -47,7 +47,7 @@ class TwoStep(gymnasium.Env):
         self._state = START
         return self._observation(), {}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+    def step(self, action: int | np.integer) -> tuple[np.ndarray, float, bool, bool, dict]:
         if not 0 <= action < ACTIONS:
             raise ValueError(f"TwoStep: action must be 0 or 1, got {action}")
         if self._state >= FIRST_LEAF:

@@ -11,7 +11,6 @@ quantity, here, does not.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -43,7 +42,7 @@ def sampling_error(
     policy: nn.Module,
     observation: Float[Tensor, "rows ..."],
     action: Float[Tensor, "rows actions"] | Int[Tensor, " rows"],
-    kind: Literal["exact", "adam"] = "exact",
+    kind: str = "exact",
 ) -> SamplingError:
     """The sampling error of these rows with respect to an actor-critic policy.
 
@@ -56,6 +55,7 @@ def sampling_error(
     """
     if kind not in ("exact", "adam"):
         raise ValueError(f"kind: expected 'exact' or 'adam', got {kind!r}")
+    action = action.detach()
     with torch.no_grad():
         hidden = policy.features(observation)
         output = policy.actor_head(hidden).double()

@@ -103,8 +103,6 @@ class RetainedBatches:
         if self._steps is None or self.rule == "batch":
             return self._steps
         excess = len(self) + upcoming - self.batches * self.batch_steps
-        if excess >= len(self):
-            return None
         return self._without_oldest(excess) if excess > 0 else self._steps
 
     def _without_oldest(self, steps: int) -> Batch:

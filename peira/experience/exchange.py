@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -53,9 +54,9 @@ def export(store: Store, path: str | os.PathLike, format: str | None = None) -> 
     elif chosen == "jsonl":
         _write_json_lines(store, partial, zipped=path.suffix == ".gz")
     else:
-        from peira.experience.minari_format import write_minari
-
-        write_minari(store, partial, path.name, "arrow" if chosen == "minari-arrow" else "hdf5")
+        _minari_format().write_minari(
+            store, partial, path.name, "arrow" if chosen == "minari-arrow" else "hdf5"
+        )
     partial.rename(path)
     return sum(1 for _ in _first_steps(store))
 
@@ -87,9 +88,15 @@ def _read(path: Path, format: str) -> Iterator[pa.Table]:
         return whole_episodes(_parquet_batches(path))
     if format == "jsonl":
         return whole_episodes(_json_batches(path))
-    from peira.experience.minari_format import read_minari
+    return _minari_format().read_minari(path)
 
-    return read_minari(path)
+
+def _minari_format() -> ModuleType:
+    try:
+        from peira.experience import minari_format
+    except ModuleNotFoundError as error:
+        raise ValueError(f"format: Minari needs {error.name}; pip install 'peira[data]'") from error
+    return minari_format
 
 
 def whole_episodes(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -57,7 +57,7 @@ class Store:
         """
         if mode not in ("r", "a"):
             raise ValueError(f"mode: expected 'r' or 'a', came {mode!r}; 'r' reads, 'a' reads and appends")
-        path = os.fspath(path_or_url).rstrip("/")
+        path = os.fspath(path_or_url).removeprefix("file://").rstrip("/")
         if not path.endswith(".lance"):
             path = f"{path}/{DIRECTORY}"
         store = cls(path, mode, None)

@@ -1,0 +1,59 @@
+"""The recipes by name. Each is imported only when it is used, so that listing them stays quick."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A published system as `peira run` knows it: where its code is, and which preset it begins from."""
+
+    name: str
+    summary: str
+    source: str
+    module: str
+    preset_name: str = "preset"
+
+    @property
+    def config(self) -> type:
+        return self._module.Config
+
+    @property
+    def preset(self) -> Callable[[str], Any]:
+        """Settings to begin from, given the environment's id."""
+        return getattr(self._module, self.preset_name)
+
+    @property
+    def run(self) -> Callable[[Any, Any], Any]:
+        return self._module.run
+
+    @property
+    def _module(self) -> Any:
+        return importlib.import_module(f"peira.recipes.{self.module}")
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("ppo", "on-policy baseline", "Schulman et al. 2017", "ppo"),
+        Recipe("props", "gather what was sampled too rarely", "arXiv 2311.08290", "props"),
+        Recipe(
+            "ppo-buffer", "PPO on retained batches, uncorrected", "arXiv 2311.08290", "props", "preset_buffer"
+        ),
+        Recipe("ros", "robust on-policy sampling", "arXiv 2111.14552", "props", "preset_ros"),
+    )
+}
+
+
+def find(name: str) -> Recipe:
+    """The recipe of this name; ValueError, with the nearest name, when there is none."""
+    if name in RECIPES:
+        return RECIPES[name]
+    nearest = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
+    offer = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(RECIPES)}"
+    raise ValueError(f"recipe: there is no {name!r}; {offer}")

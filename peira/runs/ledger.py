@@ -51,7 +51,7 @@ def on_policy_columns(policy: ActorCritic, batch: Batch) -> dict[str, float]:
     }
     for name, code in SOURCE_CODES.items():
         share = (source == code).float().mean().item()
-        if share > 0:
+        if share > 0 or name in (Source.REAL, Source.REPLAYED):
             columns[f"share_{name}"] = share
     observation, action = batch.rows("observation"), batch.rows("action")
     fitted = sum(p.numel() for p in policy.actor_head.parameters()) + getattr(policy, "log_std", torch.empty(0)).numel()

@@ -197,7 +197,7 @@ class Run:
     @property
     def evaluation_seed(self) -> int:
         """Seed of the next evaluation: the same for every recipe under this run's seed."""
-        return self.derived_seed(f"evaluation {self._evaluations}")
+        return self.derived_seed("evaluation, last" if self._spent else f"evaluation {self._evaluations}")
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Book an evaluation of the target policy on fresh episodes; the last one gives the run's score."""

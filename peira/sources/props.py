@@ -14,7 +14,6 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.distributions import Categorical, Independent
 
-from peira.experience.batch import Batch
 from peira.policies.actor_critic import ActorCritic, GaussianActorCritic
 from peira.policies.gradient_step import GradientStep
 
@@ -88,7 +87,7 @@ class OnPolicySampler:
     def __init__(self, target: ActorCritic):
         self.policy = target
 
-    def update(self, target: ActorCritic, window: Batch | None, generator: torch.Generator) -> dict:
+    def update(self, target: ActorCritic, observation: Tensor, action: Tensor, new: int) -> dict:
         """Nothing to learn; the target is what acts."""
         return {}
 
@@ -96,7 +95,7 @@ class OnPolicySampler:
         return {}
 
     def load_state_dict(self, state: dict) -> None:
-        pass
+        """Nothing to restore."""
 
 
 class PropsSampler:
@@ -116,11 +115,13 @@ class PropsSampler:
         kl_stop: float,
         epochs: int,
         minibatches: int,
+        generator: torch.Generator,
         max_gradient_norm: float = 0.5,
         compiled: bool = True,
     ):
         self.policy = copy.deepcopy(target)
         self.epochs, self.minibatches = epochs, minibatches
+        self._generator = generator
         self._step = GradientStep(
             self.policy,
             partial(behaviour_loss, clip=clip, kl_penalty=kl_penalty),
@@ -132,14 +133,20 @@ class PropsSampler:
         )
 
     def update(
-        self, target: ActorCritic, window: Batch | None, generator: torch.Generator
+        self,
+        target: ActorCritic,
+        observation: Float[Tensor, "rows obs"],
+        action: Shaped[Tensor, "rows *action"],
+        new: int,
     ) -> dict[str, float]:
-        """φ ← θ, then epochs of minibatch steps away from what the window holds, until the KL stop."""
+        """φ ← θ, then epochs of minibatch steps away from what these rows hold, until the KL stop.
+
+        The rows are those that the next target update will still see; it makes no difference which of them are `new`.
+        """
         self.policy.load_state_dict(target.state_dict())
-        if window is None:
+        if len(observation) == 0:
             return {"behaviour_steps": 0, "behaviour_kl": 0.0}
         self._step.reset()
-        observation, action = window.rows("observation"), window.rows("action")
         with torch.no_grad():
             distribution = target.distribution(observation)
             parameters = tuple(p.contiguous() for p in distribution_parameters(distribution))
@@ -148,7 +155,7 @@ class PropsSampler:
             columns,
             epochs=self.epochs,
             minibatches=min(self.minibatches, len(observation)),
-            generator=generator,
+            generator=self._generator,
         )
         kl, _, clipped = measures[-1].tolist()
         return {"behaviour_steps": len(measures), "behaviour_kl": kl, "behaviour_clipped": clipped}

@@ -8,7 +8,7 @@ Evaluation", NeurIPS 2022, arXiv 2111.14552.
 
 import copy
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ def draw_action(
 class _GradientSum:
     """Σ ∇_θ log π_θ(a_i|s_i) over the stored rows at the target's parameters, kept up to date cheaply."""
 
-    def __init__(self, parameters: Literal["all", "last-layer"]) -> None:
+    def __init__(self, parameters: str) -> None:
         if parameters not in ("all", "last-layer"):
             raise ValueError(f"parameters: expected 'all' or 'last-layer', got {parameters!r}")
         self.parameters = parameters
@@ -141,15 +141,15 @@ class _GradientSum:
 class RobustOnPolicySampler:
     """ROS for any actor-critic: act with φ = θ − α · mean over the stored rows of ∇_θ log π_θ(a|s).
 
-    Gradients are evaluated at the target's parameters θ, over `parameters` of the actor: all of them, or the
-    last layer (with a Gaussian's log-std). φ starts from θ at every update and shares no memory with it.
+    Gradients are evaluated at the target's parameters θ, over `parameters` of the actor: "all", or
+    "last-layer" (with a Gaussian's log-std). φ starts from θ at every update and shares no memory with it.
 
     The running sum is kept between updates: it costs one backward pass over the new rows, and one over all
     stored rows when the target's `version` changed or rows were dropped. Whoever changes the target's
     observation normaliser must therefore raise its version.
     """
 
-    def __init__(self, alpha: float, parameters: Literal["all", "last-layer"] = "all") -> None:
+    def __init__(self, alpha: float, parameters: str = "all") -> None:
         self.alpha = alpha
         self._gradient = _GradientSum(parameters)
         self._policy: nn.Module | None = None
@@ -210,7 +210,7 @@ class RobustOnPolicyActing:
     networks, where 0.5 is worse than sampling on-policy.
     """
 
-    def __init__(self, rho: float, parameters: Literal["all", "last-layer"] = "all") -> None:
+    def __init__(self, rho: float, parameters: str = "all") -> None:
         if not 0 <= rho <= 1:
             raise ValueError(f"rho: expected a probability, got {rho}")
         self.rho = rho
@@ -237,41 +237,52 @@ class RobustOnPolicyActing:
 
         The log-probability is None for continuous actions: with atoms at the quantiles they have no density.
         """
-        distribution = target.distribution(observation)
+        with torch.no_grad():
+            distribution = target.distribution(observation)
+        batch = len(observation)
         if isinstance(distribution, Categorical):
-            log_prob = distribution.logits
-            greedy = self._repairing(target, log_prob)
-            acting = self.rho * greedy + (1 - self.rho) * log_prob.detach().exp()
+            every = torch.arange(distribution.logits.shape[1], device=observation.device)
+            greedy = self._repairing(target, observation, every[:, None].expand(-1, batch))
+            acting = self.rho * greedy + (1 - self.rho) * distribution.probs
             chosen = torch.multinomial(acting, 1, generator=generator)
             return chosen.squeeze(1), acting.gather(1, chosen).squeeze(1).log()
 
-        mean, deviation = distribution.base_dist.loc.detach(), distribution.base_dist.scale.detach()
+        mean, deviation = distribution.base_dist.loc, distribution.base_dist.scale
         if mean.shape[1] != 1:
             raise ValueError(
                 "RobustOnPolicyActing: continuous actions need one dimension, for the quantiles of one "
                 f"Gaussian; got {mean.shape[1]} (use RobustOnPolicySampler)"
             )
         quantiles = torch.special.ndtri(torch.arange(1, 10, dtype=mean.dtype, device=mean.device) / 10)
-        candidates = mean + deviation * quantiles
-        greedy = self._repairing(target, distribution.log_prob(candidates.T.unsqueeze(-1)).T)
-        repair = candidates.gather(1, torch.multinomial(greedy, 1, generator=generator))
+        candidates = mean + deviation * quantiles[:, None, None]
+        greedy = self._repairing(target, observation, candidates)
+        repair = candidates[torch.multinomial(greedy, 1, generator=generator).squeeze(1), torch.arange(batch)]
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
         repairs = torch.rand(mean.shape, generator=generator, device=mean.device) < self.rho
         return torch.where(repairs, repair, mean + deviation * noise), None
 
     def _repairing(
-        self, target: nn.Module, log_prob: Float[Tensor, "batch candidates"]
+        self,
+        target: nn.Module,
+        observation: Float[Tensor, "batch ..."],
+        candidates: Float[Tensor, "candidates batch 1"] | Int[Tensor, "candidates batch"],
     ) -> Float[Tensor, "batch candidates"]:
         """For each row, equal weights on the candidates whose inclusion leaves the smallest mean gradient."""
-        one_each = torch.eye(log_prob.numel(), dtype=log_prob.dtype, device=log_prob.device)
         chosen = self._gradient.select(target)
-        gradients = torch.autograd.grad(
-            log_prob, list(chosen.values()), one_each.view(-1, *log_prob.shape), is_grads_batched=True
-        )
-        error = torch.zeros(log_prob.shape, dtype=log_prob.dtype, device=log_prob.device)
-        for name, gradient in zip(chosen, gradients, strict=True):
-            included = gradient + self._gradient.total.get(name, 0.0)
-            error += included.abs().flatten(1).sum(dim=1).view_as(error)
+        errors = []
+        # A gradient of its own for every row and candidate: in pieces, for the cost of each is quadratic.
+        for few, options in zip(observation.split(16), candidates.split(16, dim=1), strict=True):
+            log_prob = target.distribution(few).log_prob(options).T
+            one_each = torch.eye(log_prob.numel(), dtype=log_prob.dtype, device=log_prob.device)
+            gradients = torch.autograd.grad(
+                log_prob, list(chosen.values()), one_each.view(-1, *log_prob.shape), is_grads_batched=True
+            )
+            error = torch.zeros(log_prob.numel(), dtype=log_prob.dtype, device=log_prob.device)
+            for name, gradient in zip(chosen, gradients, strict=True):
+                included = gradient + self._gradient.total.get(name, 0.0)
+                error += included.abs().flatten(1).sum(dim=1)
+            errors.append(error.view_as(log_prob))
+        error = torch.cat(errors)
         best = torch.isclose(error, error.min(dim=1, keepdim=True).values, rtol=1e-5).to(error.dtype)
         return best / best.sum(dim=1, keepdim=True)
 

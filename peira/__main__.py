@@ -1,0 +1,3 @@
+from peira.cli import main
+
+main()
