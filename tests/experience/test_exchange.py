@@ -195,6 +195,17 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path):
         import_into(store, tmp_path / "empty", "rlds")
 
 
+def test_a_missing_minari_names_the_extra_to_install(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "minari", None)
+    monkeypatch.delitem(sys.modules, "peira.experience.minari_format", raising=False)
+    monkeypatch.delattr("peira.experience.minari_format", raising=False)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(ValueError, match=r"Minari needs minari.*; pip install 'peira\[data\]'"):
+        import_into(Store.open(tmp_path / "store", mode="a"), tmp_path / "data", "minari")
+
+
 def test_an_export_overwrites_nothing(tmp_path):
     store = rich_store(tmp_path / "a")
     (tmp_path / "log.parquet").write_text("mine")

@@ -133,6 +133,24 @@ def test_two_writers_at_once_both_have_all_their_episodes_there(tmp_path, proces
     assert ids == expected
 
 
+def append_one(path: str, number: int, start) -> None:
+    store = Store.open(path, mode="a")
+    start.wait()
+    store.append([make_episode("run", number)])
+
+
+def test_of_writers_that_make_the_store_at_the_same_moment_none_loses_its_episode(tmp_path, processes):
+    start = processes.Barrier(4)
+    children = [processes.Process(target=append_one, args=(str(tmp_path), n, start)) for n in range(4)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
+    report = Store.open(tmp_path).verify()
+    assert (report["episodes"], report["problems"]) == (4, [])
+
+
 def fill_the_disk(path: str, limit: int, outcome) -> None:
     """Append under a limit on the size of files, as on a full disk: the write itself fails, half way."""
     store = Store.open(path, mode="a")
