@@ -13,6 +13,15 @@ from peira.policies.actor_critic import CategoricalActorCritic, GaussianActorCri
 ROWS, DRAWS, FEATURES, ACTIONS = 4096, 50, 16, 3
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Many small operations: a second thread only waits for the first."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def gaussian_policy(generator, bias=True):
     policy = GaussianActorCritic(8, ACTIONS, hidden=(32, FEATURES), bias=bias, generator=generator)
     with torch.no_grad():
