@@ -192,13 +192,11 @@ class RobustOnPolicySampler:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        policy = None if self._policy is None else copy.deepcopy(self._policy.state_dict())
-        return {"gradient": self._gradient.state_dict(), "policy": policy}
+        """The running sum. φ is not part of it: the next `update` makes it again from the sum and the target."""
+        return self._gradient.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._gradient.load_state_dict(state["gradient"])
-        if state["policy"] is not None:
-            self.policy.load_state_dict(state["policy"])
+        self._gradient.load_state_dict(state)
 
 
 class RobustOnPolicyActing:

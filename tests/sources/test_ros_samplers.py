@@ -105,10 +105,10 @@ def test_a_restarted_sampler_goes_on_bit_for_bit(kind):
     undisturbed = RobustOnPolicySampler(ALPHA)
     undisturbed.update(target, observation[:15], action[:15], 15)
     restarted = RobustOnPolicySampler(ALPHA)
-    restarted.update(target, observation[:0], action[:0], 0)
     restarted.load_state_dict(undisturbed.state_dict())
     for sampler in (undisturbed, restarted):
-        sampler.update(target, observation[:29], action[:29], 14)
+        metrics = sampler.update(target, observation[:29], action[:29], 14)
+        assert metrics["ros_rows_differentiated"] == 14
     theirs = undisturbed.policy.state_dict()
     for name, value in restarted.policy.state_dict().items():
         assert not torch.is_tensor(value) or torch.equal(value, theirs[name])
