@@ -192,7 +192,7 @@ class RobustOnPolicySampler:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The running sum. φ is not part of it: the next `update` makes it again from the sum and the target."""
+        """The running sum; the next `update` makes φ again from it and the target."""
         return self._gradient.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
