@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.linalg import cho_factor, cho_solve
 from torch import Tensor, nn
 
 RIDGE = 1e-8  # on the sum over rows: it only decides where the data do not
@@ -138,7 +137,7 @@ def categorical_sampling_error(
 
     def loss(delta: np.ndarray) -> tuple[float, np.ndarray]:
         score = start.copy()
-        score[:others] += delta @ x.T
+        score[:others] += _product(delta, x.T)
         score -= score.max(axis=0)
         probability = np.exp(score).clip(1e-300)
         normaliser = probability.sum(axis=0)
@@ -146,7 +145,8 @@ def categorical_sampling_error(
         return float((np.log(normaliser) - score[chosen]).mean()), probability
 
     def newton_step(gradient: np.ndarray) -> tuple[np.ndarray, float]:
-        step = cho_solve(factor, gradient.ravel()).reshape(gradient.shape)
+        right = torch.from_numpy(gradient).view(-1, 1)
+        step = torch.cholesky_solve(right, factor).numpy().reshape(gradient.shape)
         return step, float((gradient * step).sum()) / 2
 
     delta = np.zeros((others, x.shape[1]))
@@ -154,7 +154,7 @@ def categorical_sampling_error(
     current, previous_gain = initial, 0.0
     factor, factored_at = None, probability
     for _ in range(NEWTON_STEPS):
-        gradient = (probability - indicator)[:others] @ x / rows
+        gradient = _product((probability - indicator)[:others], x) / rows
         if factor is not None:
             step, gain = newton_step(gradient)
             # Today's Hessian is at least min(p / p_then) times the old one, so its gain is bounded too.
@@ -178,7 +178,7 @@ def categorical_sampling_error(
 
 def _factored_hessian(
     x: Float[np.ndarray, "rows features"], probability: Float[np.ndarray, "actions rows"]
-) -> tuple[np.ndarray, bool]:
+) -> Float[Tensor, "parameters parameters"]:
     """Cholesky factor of the Hessian of the mean negative log-likelihood, last action as reference."""
     rows, width = x.shape
     others = len(probability) - 1
@@ -188,12 +188,17 @@ def _factored_hessian(
         for j in range(i + 1):
             weight = probability[i] * (1 - probability[i] if i == j else probability[j])
             np.multiply(x, np.sqrt(weight / rows)[:, None], out=weighted)
-            block = weighted.T @ weighted  # of one array with itself: half the work of a general product
+            block = _product(weighted.T, weighted)
             hessian[i, :, j] = hessian[j, :, i] = block if i == j else -block
     hessian = hessian.reshape(others * width, others * width)
     # For the directions that the data leave open, and against rounding; it changes the path, not the goal.
     hessian[np.diag_indices_from(hessian)] += RIDGE / rows + 1e-13 * hessian.trace()
-    return cho_factor(hessian, lower=True, overwrite_a=True)
+    return torch.linalg.cholesky(torch.from_numpy(hessian))
+
+
+def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """left @ right on torch's threads; NumPy's own stall each other when the machine is busy."""
+    return (torch.from_numpy(left) @ torch.from_numpy(right)).numpy()
 
 
 def _adam_gaussian(
