@@ -18,6 +18,7 @@ from peira.environments.normalise import RewardScaler
 from peira.evaluation.episodes import evaluate
 from peira.learners.ppo import ppo_columns, ppo_loss, ppo_update
 from peira.policies.actor_critic import ActorCritic, CategoricalActorCritic, GaussianActorCritic
+from peira.policies.files import load_policy
 from peira.policies.gradient_step import GradientStep
 from peira.runs.run import Run
 from peira.sources.rollout import rollout
@@ -63,6 +64,8 @@ class Config:
     """Sizes of the hidden layers of actor and critic; empty for linear ones."""
     bias: bool = True
     """Whether layers have a bias."""
+    initial_policy: str | None = None
+    """Folder of a saved policy to begin from, such as RUN/policy; None for a fresh one."""
     normalise_observation: bool = True
     """Standardise observations by running mean and variance."""
     normalise_reward: bool = True
@@ -103,9 +106,12 @@ def preset(env: str) -> Config:
 
 
 def actor_critic(config: Config, env: ControlEnv, run: Run) -> ActorCritic:
-    """A fresh policy for this environment's actions."""
+    """A fresh policy for this environment's actions, or the one that `initial_policy` names.
+
+    Raises ValueError when the saved policy does not fit the environment and settings.
+    """
     kind = CategoricalActorCritic if env.discrete else GaussianActorCritic
-    return kind(
+    policy = kind(
         env.observation_size,
         env.action_size,
         hidden=config.hidden,
@@ -113,6 +119,15 @@ def actor_critic(config: Config, env: ControlEnv, run: Run) -> ActorCritic:
         normalise=config.normalise_observation,
         generator=run.generator("policy"),
     )
+    if config.initial_policy is not None:
+        saved = load_policy(config.initial_policy)
+        if saved.description() != policy.description():
+            raise ValueError(
+                f"initial_policy: {config.initial_policy} holds {saved.description()}; {config.env} with these "
+                f"settings needs {policy.description()}"
+            )
+        policy.load_state_dict({**saved.state_dict(), "_extra_state": policy.get_extra_state()})
+    return policy
 
 
 def ppo_step(config: Config, policy: ActorCritic) -> GradientStep:
