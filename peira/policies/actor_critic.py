@@ -75,23 +75,23 @@ class ActorCritic(nn.Module, ABC):
     @abstractmethod
     def sample(
         self, observation: Float[Tensor, "*batch obs"], generator: torch.Generator
-    ) -> Shaped[Tensor, "*batch *action"]:
+    ) -> Shaped[Tensor, "*action"]:
         """An action drawn from π(· | observation), without its log-probability: the inner loop of a rollout."""
 
     @abstractmethod
-    def mode(self, observation: Float[Tensor, "*batch obs"]) -> Shaped[Tensor, "*batch *action"]:
+    def mode(self, observation: Float[Tensor, "*batch obs"]) -> Shaped[Tensor, "*action"]:
         """The most likely action: the mean, or the arg max."""
 
     def act(
         self, observation: Float[Tensor, "*batch obs"], generator: torch.Generator
-    ) -> tuple[Shaped[Tensor, "*batch *action"], Float[Tensor, "*batch"]]:
+    ) -> tuple[Shaped[Tensor, "*action"], Float[Tensor, "*batch"]]:
         """A sampled action and its log-probability (log-density, summed over action dimensions)."""
         with torch.no_grad():
             action = self.sample(observation, generator)
             return action, self.log_prob(observation, action)
 
     def log_prob(
-        self, observation: Float[Tensor, "*batch obs"], action: Shaped[Tensor, "*batch *action"]
+        self, observation: Float[Tensor, "*batch obs"], action: Shaped[Tensor, "*action"]
     ) -> Float[Tensor, "*batch"]:
         """log π(action | observation), summed over action dimensions."""
         return self.distribution(observation).log_prob(action)

@@ -67,7 +67,7 @@ class GradientStep:
         self._compiled, self._function = compiled, None
 
     def __call__(
-        self, rows: Int[Tensor, " minibatch"], *columns: Shaped[Tensor, "rows *rest"]
+        self, rows: Int[Tensor, " minibatch"], *columns: Shaped[Tensor, "rows ..."]
     ) -> Float[Tensor, " measures"]:
         """Take one step on these rows of the columns; the measures, taken at the parameters before the step."""
         state = (self.parameters, self._first, self._second, self._count)
@@ -87,7 +87,7 @@ class GradientStep:
 
     def epochs(
         self,
-        columns: Sequence[Shaped[Tensor, "rows *rest"]],
+        columns: Sequence[Shaped[Tensor, "rows ..."]],
         *,
         epochs: int,
         minibatches: int,

@@ -135,8 +135,8 @@ class PropsSampler:
     def update(
         self,
         target: ActorCritic,
-        observation: Float[Tensor, "rows obs"],
-        action: Shaped[Tensor, "rows *action"],
+        observation: Float[Tensor, "rows ..."],
+        action: Shaped[Tensor, "rows ..."],
         new: int,
     ) -> dict[str, float]:
         """φ ← θ, then epochs of minibatch steps away from what these rows hold, until the KL stop.
