@@ -1,11 +1,11 @@
-"""One torch thread; the types and shapes that the tensor parts of the package declare are checked at each call."""
+"""One torch thread; the types and shapes that the tensor parts of the package declare are checked in use."""
 
 import torch
 from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
 
-# What takes bad input from people checks it itself, and is tested with values of the wrong type: not listed here.
+# Not listed: what takes bad input from people, checks it itself, and is tested with values of wrong types.
 install_import_hook(
     [
         "peira.experience.scan",
