@@ -195,8 +195,9 @@ class EnvPoolControl(ControlEnv):
         self._make: Callable = envpool.make_gymnasium
         with _quiet_spaces():
             spec = envpool.make_spec(id)
-        super().__init__(id, num_envs, seed, spec.gymnasium_observation_space, spec.gymnasium_action_space)
-        self._kind = np.int32 if self.discrete else spec.gymnasium_action_space.dtype
+            observation_space, action_space = spec.gymnasium_observation_space, spec.gymnasium_action_space
+        super().__init__(id, num_envs, seed, observation_space, action_space)
+        self._kind = np.int32 if self.discrete else action_space.dtype
 
     def _open(self) -> None:
         with _quiet_spaces():
