@@ -1,4 +1,4 @@
-"""Only the lower clip of the behaviour loss acts: actions are pushed down until their ratio is below 1 − ε_B."""
+"""Only the lower clip of the behaviour loss acts: down to the ratio 1 − ε_B every action is pushed down."""
 
 from functools import partial
 
