@@ -1,6 +1,5 @@
 """Generalised advantage estimation over time-ordered batches of parallel worlds."""
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -24,6 +23,6 @@ def generalised_advantages(
     there. γ is `discount`, λ is `decay`. Source: Schulman et al. 2016, equations 11–16.
     """
     delta = reward + discount * next_value * ~terminated - value
-    carried = torch.where(terminated | truncated, 0.0, discount * decay)
+    carried = discount * decay * (~(terminated | truncated)).to(delta.dtype)
     advantage = running_sum_backwards(delta, carried)
     return advantage, advantage + value
