@@ -1,19 +1,23 @@
 """The command line: `peira recipes | run | compare | store`.
 
-Exit status: 0 done, 2 bad usage or bad input (one line says which field, what came, what to do), 130 after Ctrl-C with
-a checkpoint written, 1 anything else. With `--json` the result is one JSON object on stdout; all else goes to stderr.
+Exit status: 0 done, 2 bad usage or bad input (one line says which field, what came, what to do), 130 after
+Ctrl-C with a checkpoint written, 1 anything else. With `--json` the result is one JSON object on stdout; all
+else goes to stderr.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import json
+import math
+import shlex
 import sys
 import time
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,27 +27,70 @@ from rich.table import Table
 from peira import recipes
 
 COMMANDS = ("recipes", "run", "compare", "store")
+HELP_FLAGS = ("-h", "--help")
 HELP = """\
 usage: peira COMMAND …
 
 Learn policies from experience of any origin.
 
-  peira recipes                                   list the recipes
-  peira run RECIPE --env ID --steps N             train; `peira run RECIPE --help` lists every setting
-  peira run --resume DIR                          go on with a run that was stopped
-  peira compare RECIPE RECIPE … --env ID --seeds N   several recipes on equal budgets of real steps
-  peira store {show,stats,import,export,verify,compact} PATH   look after stored experience
+  peira recipes                          list the recipes
+  peira run RECIPE --env ID --steps N    train; `peira run RECIPE --help` lists every setting
+  peira run --resume DIR                 go on with a run that was stopped
+  peira compare RECIPE RECIPE …          several recipes on equal budgets of real steps
+  peira store ACTION PATH                show, stats, verify, compact, import or export stored experience
 
 examples:
   peira run props --env Hopper-v5 --steps 200000 --seed 0 --out runs/a
   peira compare props ppo --env Hopper-v5 --steps 100000 --seeds 3 --out runs/hopper
   peira store stats runs/a/experience.lance
+
+Results are for people; with --json they are one JSON object on stdout, and all else goes to stderr.
+Exit status: 0 done, 2 bad usage or bad input, 130 after Ctrl-C with a checkpoint written, 1 anything else.
 """
+RUN_HELP = f"""\
+usage: peira run RECIPE [--SETTING VALUE …] [--out DIR] [--json]
+       peira run --resume DIR [--json]
+
+Train a policy by a recipe: {", ".join(recipes.RECIPES)}.
+The run's folder holds its settings, metrics, experience, checkpoints and policy; a run that was stopped or
+killed goes on from its newest checkpoint as if nothing had happened.
+`peira run RECIPE --help` lists every setting.
+
+examples:
+  peira run props --env Hopper-v5 --steps 200000 --seed 0 --out runs/a
+  peira run ppo --env CartPole-v1 --steps 50000 --json
+  peira run --resume runs/a
+"""
+STORE_HELP = """\
+usage: peira store ACTION PATH [FILE] [--json]
+
+Look after stored experience: a run keeps its own in DIR/experience.lance.
+
+  peira store show PATH [--limit N]               columns, versions and the newest episodes
+  peira store stats PATH                          counts by source, policy version and task; returns
+  peira store verify PATH                         check every row; exit status 1 if a problem is found
+  peira store compact PATH                        merge small files, drop old versions
+  peira store export PATH FILE [--format NAME]    write the episodes to a file or folder
+  peira store import PATH FILE [--format NAME]    add the episodes of a file or folder
+
+examples:
+  peira store show runs/a/experience.lance --limit 3
+  peira store export runs/a/experience.lance hopper.parquet
+"""
+STORE_ACTIONS = {
+    "show": {"limit": int},
+    "stats": {},
+    "import": {"format": str},
+    "export": {"format": str},
+    "verify": {},
+    "compact": {},
+}
+"""What can be done with a store, and the settings of each."""
 
 log = Console(stderr=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its status."""
     sys.exit(command(list(sys.argv[1:] if arguments is None else arguments)))
 
@@ -51,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def command(arguments: list[str]) -> int:
     """Run one command; its exit status."""
     try:
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
+        if not arguments or arguments[0] in (*HELP_FLAGS, "help"):
             print(HELP, end="")
             return 0 if arguments else 2
         if arguments[0] == "--version":
@@ -66,15 +113,17 @@ def command(arguments: list[str]) -> int:
         return 0
     except ValueError as fault:
         return _say(fault, 2)
-    except KeyboardInterrupt:
-        log.print("interrupted", style="yellow")
-        return 130
+    except KeyboardInterrupt as fault:
+        return _say(fault, 130)
     except (RuntimeError, OSError) as fault:
         return _say(fault, 1)
 
 
-def _say(fault: Exception, status: int) -> int:
-    log.print(f"peira: {fault}", style="red", markup=False, highlight=False, soft_wrap=True)
+def _say(fault: BaseException, status: int) -> int:
+    """Print what happened in one line, and what to do next where that is known."""
+    text = "interrupted" if isinstance(fault, KeyboardInterrupt) else str(fault)
+    for line in (f"peira: {text}", *getattr(fault, "__notes__", ())):
+        log.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
     return status
 
 
@@ -91,12 +140,24 @@ class RunOptions:
     threads: int = 1
     """Threads of tensor arithmetic; more than one slows small networks down."""
     checkpoint_seconds: float = 30.0
-    """Seconds between checkpoints."""
+    """Seconds between checkpoints; 0 for one after every iteration."""
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ValueError(f"threads: expected at least 1, got {self.threads}")
+        if self.checkpoint_seconds < 0:
+            raise ValueError(f"checkpoint_seconds: expected at least 0, got {self.checkpoint_seconds:g}")
 
 
 @dataclasses.dataclass(frozen=True)
 class CompareOptions:
-    """Settings of `peira compare`. Any setting of a recipe may follow: `--FIELD` for all, `--ARM.FIELD` for one arm."""
+    """Run several recipes on the same environment, seeds and budget of real steps, and compare the results.
+
+    Any setting of a recipe may follow: --FIELD for every recipe that has it, --RECIPE.FIELD for one. Finished
+    runs in --out are reused and stopped ones resumed: the same command goes on, and more --seeds add to it.
+
+    example: peira compare props ppo --env Hopper-v5 --steps 100000 --seeds 3 --props.retained 3
+    """
 
     env: str = "Hopper-v5"
     """Environment id."""
@@ -105,7 +166,7 @@ class CompareOptions:
     seeds: int = 3
     """Seeds of every recipe."""
     out: Path | None = None
-    """Folder of the comparison; an existing one is continued."""
+    """Folder of the comparison; an existing one is continued. By default runs/compare-ENV-DATE."""
     jobs: int = 2
     """Runs at a time."""
     first_seed: int = 0
@@ -115,8 +176,10 @@ class CompareOptions:
 
 
 def recipes_command(arguments: list[str]) -> None:
-    _check(arguments, {"json": bool})
-    if "--json" in arguments:
+    if _asks_for_help(arguments):
+        print("usage: peira recipes [--json]\n\nList the recipes that `peira run` and `peira compare` know.")
+        return
+    if _read(arguments, {"json": bool}).get("json"):
         print(json.dumps([dataclasses.asdict(recipe) for recipe in recipes.RECIPES.values()]))
         return
     listing = Table("recipe", "what it does", "source", box=None, pad_edge=False)
@@ -126,76 +189,94 @@ def recipes_command(arguments: list[str]) -> None:
 
 
 def run_command(arguments: list[str]) -> None:
-    name, rest = _leading(arguments)
-    if "--resume" in rest:
-        summary, options = _resumed(name, rest)
-    elif not name:
-        if rest and rest[0] in ("-h", "--help"):
-            print(HELP, end="")
-            return
-        raise ValueError(f"recipe: none was named; there are {', '.join(recipes.RECIPES)}")
+    names, rest = _leading(arguments)
+    if len(names) > 1:
+        raise ValueError(f"recipe: expected one, got also {names[1]!r}; `peira compare` runs several")
+    if _asks_for_help(rest):
+        _help_for_run(names, rest)
+        return
+    resumed = [values for flag, values in _flags(rest) if flag == "--resume"]
+    if resumed:
+        if len(resumed[0]) != 1:
+            raise ValueError(f"--resume: expected the folder of a run, got {len(resumed[0]) or 'none'}")
+        summary, options = _resume(names, Path(resumed[0][0]), rest)
+    elif not names:
+        raise ValueError(f"recipe: name one right after `peira run`; there are {', '.join(recipes.RECIPES)}")
     else:
-        summary, options = _started(recipes.find(name[0]), rest, extra=name[1:])
+        summary, options = _start(recipes.find(names[0]), rest)
     if options.json:
         print(json.dumps(summary))
         return
-    low, high = summary["score_interval"] or (float("nan"), float("nan"))
+    interval = summary["score_interval"]
     log.print(
-        f"score {summary['score']:.1f} [{low:.1f}, {high:.1f}] over {summary['score_episodes']} fresh episodes, "
-        f"{summary['ledger']['real_steps']:,} real steps, {summary['ledger']['wall_seconds']:.0f} s\n"
+        f"score {summary['score']:.1f}{' [{:.1f}, {:.1f}]'.format(*interval) if interval else ''} over "
+        f"{summary['score_episodes']} fresh episodes, {summary['ledger']['real_steps']:,} real steps, "
+        f"{summary['ledger']['wall_seconds']:.0f} s\n"
         f"{summary['out']}: summary.json, metrics.jsonl, curve.png, policy/, experience.lance",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _started(recipe: recipes.Recipe, arguments: list[str], extra: list[str]) -> tuple[dict, RunOptions]:
-    if extra:
-        raise ValueError(f"recipe: expected one, got also {extra[0]!r}; `peira compare` runs several")
-    kinds = {**_kinds(recipe.config), **_kinds(RunOptions)}
-    given = _check(arguments, kinds)
-    default = recipe.preset(given.get("env", recipe.config.env))
-    options, config = _parse(recipe, default, arguments)
+def _help_for_run(names: list[str], arguments: list[str]) -> None:
+    if not names:
+        print(RUN_HELP, end="")
+        return
+    recipe = recipes.find(names[0])
+    given = dict(_flags([word for word in arguments if word not in HELP_FLAGS]))
+    env = " ".join(given.get("--env", [recipe.config.env]))
+    both = dataclasses.make_dataclass(
+        "Settings",
+        [("config", Annotated[recipe.config, _flat()]), ("options", Annotated[RunOptions, _flat()])],
+    )
+    both.__doc__ = (
+        f"{recipe.name}: {recipe.summary} ({recipe.source}). The defaults are those for {env}.\n\n"
+        f"example: peira run {recipe.name} --env {env} --steps 200000 --seed 0 --out runs/a"
+    )
+    _print_help(both(recipe.preset(env), RunOptions()), f"peira run {recipe.name}")
+
+
+def _start(recipe: recipes.Recipe, arguments: list[str]) -> tuple[dict, RunOptions]:
+    given = _read(arguments, {**_kinds(recipe.config), **_kinds(RunOptions)})
+    options = RunOptions(**_of(RunOptions, given))
+    config = _config(recipe, given)
     _check_compiler(config)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     slug = config.env.replace("/", "-")
     folder = options.out or Path("runs") / f"{recipe.name}-{slug}-seed{config.seed}-{stamp}"
 
-    from peira.environments.control import make_control
     from peira.runs.run import create_folder
 
-    # An environment that cannot be made is found out before a folder is.
-    make_control(config.env, 1, 0).close()
-    create_folder(folder, recipe.name, config)
+    _check_environment(config.env)
+    create_folder(folder, recipe.name, config, threads=options.threads)
     return _train(recipe, config, folder, options, resumed=False), options
 
 
-def _resumed(names: list[str], arguments: list[str]) -> tuple[dict, RunOptions]:
+def _resume(names: list[str], folder: Path, arguments: list[str]) -> tuple[dict, RunOptions]:
     from peira.runs.run import config_from, read_config
 
-    position = arguments.index("--resume") + 1
-    if position == len(arguments):
-        raise ValueError("resume: expected the folder of a run")
-    folder = Path(arguments[position])
-    stored_name, stored = read_config(folder)
+    stored_name, settings, threads = read_config(folder)
     if names and names[0] != stored_name:
         raise ValueError(f"recipe: {folder} holds a run of {stored_name!r}, got {names[0]!r}; leave it out")
     recipe = recipes.find(stored_name)
-    given = _check(arguments, {**_kinds(recipe.config), **_kinds(RunOptions)})
-    config = config_from(recipe.config, stored)
-    options, asked = _parse(recipe, config, arguments)
-    for field in dataclasses.fields(recipe.config):
-        before, now = getattr(config, field.name), getattr(asked, field.name)
-        if field.name in given and before != now:
+    given = _read(arguments, {**_kinds(recipe.config), **_kinds(RunOptions)})
+    config = config_from(recipe.config, settings)
+    stored = {**{name: getattr(config, name) for name in settings}, "threads": threads, "out": folder}
+    # Before a Config is made of them: a change is refused as such even where the new value is not valid.
+    for field, now in given.items():
+        if stored.get(field, now) != now:
             raise ValueError(
-                f"{field.name}: the run in {folder} has {before!r}, got {now!r}; a resumed run keeps its settings, "
-                "so leave it out or start anew with another --out"
+                f"{field}: the run in {folder} has {_text(stored[field])}, got {_text(now)}; "
+                "a resumed run keeps its settings, so leave it out or start anew with another --out"
             )
+    options = RunOptions(**{**_of(RunOptions, given), "threads": threads})
     summary = folder / "summary.json"
     if summary.exists():
-        log.print(f"{folder} is finished; nothing to do", highlight=False)
+        log.print(f"{folder} is finished; nothing to do", markup=False, highlight=False, soft_wrap=True)
         return json.loads(summary.read_text()), options
     _check_compiler(config)
+    _check_environment(config.env)
     return _train(recipe, config, folder, options, resumed=True), options
 
 
@@ -217,113 +298,173 @@ def _train(
     )
     try:
         return run.finish(recipe.run(config, run))
-    except (KeyboardInterrupt, RuntimeError):
-        log.print(f"go on with: peira run --resume {folder}", highlight=False, soft_wrap=True)
+    except BaseException as fault:
+        fault.add_note(f"go on with: peira run --resume {shlex.quote(str(folder))}")
         raise
     finally:
         run.close()
+
+
+def compare_command(arguments: list[str]) -> None:
+    from peira.runs import compare
+
+    if _asks_for_help(arguments):
+        _print_help(CompareOptions(), "peira compare RECIPE RECIPE …")
+        return
+    names, rest = _leading(arguments)
+    if len(set(names)) < 2:
+        raise ValueError(
+            f"recipes: name at least two different ones right after `peira compare`, got {len(set(names))}"
+        )
+    recipe_of = {name: recipes.find(name) for name in names}
+    own, arms = _sort_settings(rest, recipe_of)
+    options = CompareOptions(**_read(own, _kinds(CompareOptions)))
+    for name, recipe in recipe_of.items():
+        given = {"env": options.env, "steps": options.steps, **_read(arms[name], _kinds(recipe.config))}
+        _check_compiler(_config(recipe, given))
+    _check_environment(options.env)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    out = options.out or Path("runs") / f"compare-{options.env.replace('/', '-')}-{stamp}"
+    try:
+        result = compare.compare(
+            arms,
+            env=options.env,
+            steps=options.steps,
+            seeds=options.seeds,
+            out=out,
+            jobs=options.jobs,
+            first_seed=options.first_seed,
+            console=log,
+        )
+    except KeyboardInterrupt as fault:
+        fault.add_note(f"go on with the same command and --out {shlex.quote(str(out))}")
+        raise
+    if options.json:
+        print(compare.to_json(result), end="")
+        return
+    Console().print(compare.table(result))
+    log.print(
+        f"{out}: compare.json, compare.md, compare.png, runs/", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+def _sort_settings(
+    arguments: list[str], recipe_of: dict[str, recipes.Recipe]
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Arguments of the comparison itself, and those of each recipe's runs."""
+    kinds = {name: _kinds(recipe.config) for name, recipe in recipe_of.items()}
+    own: list[str] = []
+    shared: list[tuple[str, list[str]]] = []
+    of_arm: dict[str, list[str]] = {name: [] for name in recipe_of}
+    for flag, values in _flags(arguments):
+        arm, _, field = flag.removeprefix("--").partition(".")
+        if _field_name(field or arm) in ("seed", *(["env", "steps"] if field else [])):
+            raise ValueError(
+                f"{flag}: recipes are compared on the same environment, budget and seeds; "
+                "use --env, --steps, --seeds and --first-seed"
+            )
+        if field and arm in of_arm:
+            of_arm[arm] += [f"--{field}", *values]
+        elif _field_name(flag) in _kinds(CompareOptions):
+            own += [flag, *values]
+        else:
+            shared.append((flag, values))
+    # Checked as a whole first, so that a setting which no recipe has is not silently left out.
+    everywhere = {field: kind for of_recipe in kinds.values() for field, kind in of_recipe.items()}
+    _read([word for flag, values in shared for word in (flag, *values)], everywhere)
+    for arm, fields in kinds.items():
+        _read(of_arm[arm], fields, arm=arm)
+        fitting = [word for flag, values in shared if _field_name(flag) in fields for word in (flag, *values)]
+        of_arm[arm] = [*fitting, *of_arm[arm]]
+    return own, of_arm
+
+
+def store_command(arguments: list[str]) -> None:
+    from peira.experience import commands
+    from peira.experience.store import Store, StoreError
+
+    if _asks_for_help(arguments):
+        print(STORE_HELP, end="")
+        return
+    if not arguments:
+        raise ValueError(f"store: name an action; there are {', '.join(STORE_ACTIONS)}")
+    action, as_json = arguments[0], "--json" in arguments
+    if action not in STORE_ACTIONS:
+        raise ValueError(f"store: there is no {action!r}; {_nearest(action, STORE_ACTIONS)}")
+    paths, flags = _leading([word for word in arguments[1:] if word != "--json"])
+    given = _read(flags, STORE_ACTIONS[action])
+    wanted = ("PATH", "FILE") if action in ("import", "export") else ("PATH",)
+    if len(paths) != len(wanted):
+        raise ValueError(f"store {action}: expected {' '.join(wanted)}, got {len(paths)} path(s)")
+    if given.get("limit", 0) < 0:
+        raise ValueError(f"--limit: expected at least 0, got {given['limit']}")
+    if action != "import":
+        try:
+            Store.open(paths[0])
+        except StoreError as fault:
+            raise ValueError(f"store: {fault}") from fault
+    act = commands.import_ if action == "import" else getattr(commands, action)
+    result = act(*paths, **given, console=Console(quiet=as_json))
+    if as_json:
+        print(json.dumps(result, default=str))
+    if action == "verify" and result["problems"]:
+        raise RuntimeError(f"{paths[0]}: {len(result['problems'])} problem(s) found")
+
+
+# What must be known before anything is made or started ------------------------------------------------------
+
+
+def _config(recipe: recipes.Recipe, given: dict[str, Any]) -> Any:
+    """The recipe's Config: the preset for the environment, and over it what was given."""
+    preset = recipe.preset(given.get("env", recipe.config.env))
+    return dataclasses.replace(preset, **_of(recipe.config, given))
 
 
 def _check_compiler(config: Any) -> None:
     from peira.policies.compiled import can_compile
 
     if config.compiled and not can_compile():
-        raise ValueError("compiled: there is no C++ compiler (g++ or clang++) here; install one or add --no-compiled")
+        raise ValueError(
+            "compiled: there is no C++ compiler (g++ or clang++) here; install one or add --no-compiled"
+        )
 
 
-def compare_command(arguments: list[str]) -> None:
-    from peira.runs import compare
+def _check_environment(id: str) -> None:
+    """ValueError for an environment that cannot be made."""
+    from peira.environments.control import make_control
 
-    if arguments and arguments[0] in ("-h", "--help"):
-        _tyro(CompareOptions, CompareOptions(), ["--help"], "peira compare RECIPE RECIPE …")
-    names, rest = _leading(arguments)
-    if len(set(names)) < 2:
-        raise ValueError(f"recipes: expected at least two different ones to compare, got {len(set(names))}")
-    arms = {name: recipes.find(name) for name in names}
-    own, shared = [], []
-    per_arm: dict[str, list[str]] = {name: [] for name in arms}
-    for flag, values in _flags(rest):
-        arm, _, field = flag.removeprefix("--").partition(".")
-        if field and arm in arms:
-            per_arm[arm] += [f"--{field}", *values]
-        elif _field_name(flag) in _kinds(CompareOptions):
-            own += [flag, *values]
-        else:
-            shared += [flag, *values]
-    for name, recipe in arms.items():
-        _check(per_arm[name], _kinds(recipe.config))
-    options = _tyro(CompareOptions, CompareOptions(), _valid(own, CompareOptions), "peira compare")
-    extra = {
-        name: [*_accepted(shared, arms, recipe), *per_arm[name]] for name, recipe in arms.items()
-    }
-    for name, recipe in arms.items():
-        _check_compiler(_parse(recipe, recipe.preset(options.env), ["--env", options.env, *extra[name]])[1])
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    out = options.out or Path("runs") / f"compare-{options.env.replace('/', '-')}-{stamp}"
-    result = compare.compare(
-        extra,
-        env=options.env,
-        steps=options.steps,
-        seeds=options.seeds,
-        out=out,
-        jobs=options.jobs,
-        first_seed=options.first_seed,
-        console=log,
-    )
-    if options.json:
-        print(compare.to_json(result), end="")
+    try:
+        make_control(id, 1, 0).close()
+    except ModuleNotFoundError as fault:
+        raise ValueError(f"env: {id!r} cannot be made: {fault}") from fault
+
+
+# Reading arguments: one line for what is wrong. Tyro lays the help out --------------------------------------
+
+
+def _asks_for_help(arguments: list[str]) -> bool:
+    return any(word in HELP_FLAGS for word in arguments)
+
+
+def _print_help(defaults: Any, program: str) -> None:
+    import tyro
+
+    try:
+        tyro.cli(
+            type(defaults),
+            prog=program,
+            args=["--help"],
+            default=defaults,
+            description=inspect.cleandoc(type(defaults).__doc__),
+        )
+    except SystemExit:
         return
-    Console().print(compare.table(result))
-    log.print(f"{out}: compare.json, compare.md, compare.png, runs/", highlight=False, soft_wrap=True)
 
 
-def _accepted(shared: list[str], arms: dict[str, recipes.Recipe], recipe: recipes.Recipe) -> list[str]:
-    """Of the settings given for all arms those that this recipe has; each must be one of some arm."""
-    everywhere: dict[str, Any] = {}
-    for other in arms.values():
-        everywhere |= _kinds(other.config)
-    _check(shared, everywhere)
-    kinds = _kinds(recipe.config)
-    return [part for flag, values in _flags(shared) if _field_name(flag) in kinds for part in (flag, *values)]
+def _flat() -> Any:
+    import tyro
 
-
-def store_command(arguments: list[str]) -> None:
-    from peira.experience import commands
-
-    actions = ("show", "stats", "import", "export", "verify", "compact")
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: peira store {{{','.join(actions)}}} PATH [FILE] [--format NAME] [--limit N] [--json]")
-        return
-    action, rest = arguments[0], arguments[1:]
-    if action not in actions:
-        raise ValueError(f"store: there is no {action!r}; {_nearest(action, actions)}")
-    names, flags = _leading(rest)
-    kinds: dict[str, Any] = {"json": bool}
-    if action == "show":
-        kinds["limit"] = int
-    if action in ("import", "export"):
-        kinds["format"] = str
-    given = _check(flags, kinds)
-    expected = 2 if action in ("import", "export") else 1
-    if len(names) != expected:
-        wanted = "PATH FILE" if expected == 2 else "PATH"
-        raise ValueError(f"store {action}: expected {wanted}, got {len(names)} path(s)")
-    console = None if "json" in given else Console()
-    if action == "import":
-        result = commands.import_(names[0], names[1], given.get("format"), console=console)
-    elif action == "export":
-        result = commands.export(names[0], names[1], given.get("format"), console=console)
-    elif action == "show":
-        result = commands.show(names[0], int(given.get("limit", 5)), console=console)
-    else:
-        result = getattr(commands, action)(names[0], console=console)
-    if "json" in given:
-        print(json.dumps(result, default=str))
-    if action == "verify" and result["problems"]:
-        raise RuntimeError(f"{names[0]}: {len(result['problems'])} problem(s) found")
-
-
-# Reading arguments: one line for what is wrong, tyro for the rest and for the help ---------------------------------
+    return tyro.conf.arg(name="")
 
 
 def _leading(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -336,11 +477,13 @@ def _flags(arguments: list[str]) -> list[tuple[str, list[str]]]:
     """Each flag with the values that follow it."""
     found: list[tuple[str, list[str]]] = []
     for word in arguments:
-        if word.startswith("--") or word == "-h":
+        if word.startswith("--"):
             flag, equals, value = word.partition("=")
             found.append((flag, [value] if equals else []))
         elif found:
             found[-1][1].append(word)
+        else:
+            raise ValueError(f"{word}: expected a setting such as --env; settings begin with two dashes")
     return found
 
 
@@ -349,89 +492,71 @@ def _kinds(config: type) -> dict[str, Any]:
     return typing.get_type_hints(config)
 
 
+def _of(kind: type, given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the values given that are fields of this dataclass."""
+    return {name: value for name, value in given.items() if name in _kinds(kind)}
+
+
 def _field_name(flag: str) -> str:
-    return flag.removeprefix("--").replace("-", "_")
+    """`--no-anneal` → `anneal`, `--num-envs` → `num_envs`."""
+    return flag.removeprefix("--").removeprefix("no-").replace("-", "_")
 
 
-def _check(arguments: list[str], kinds: dict[str, Any]) -> dict[str, str]:
-    """The flags given, by field; ValueError in one line for an unknown field or a value of the wrong type."""
-    given: dict[str, str] = {}
+def _read(arguments: list[str], kinds: dict[str, Any], *, arm: str | None = None) -> dict[str, Any]:
+    """The values given, by field; ValueError for a field that there is not or a value of the wrong type."""
+    given: dict[str, Any] = {}
     for flag, values in _flags(arguments):
         name = _field_name(flag)
-        if flag in ("-h", "--help"):
-            continue
-        if name.startswith("no_") and kinds.get(name[3:]) is bool:
-            given[name[3:]] = "False"
-            continue
-        if name not in kinds:
-            raise ValueError(f"{flag}: there is no such field; {_nearest(flag, [_flag(kind) for kind in kinds])}")
-        _check_values(flag, kinds[name], values)
-        given[name] = values[0] if values else "True"
+        negated = flag.startswith("--no-")
+        flag = f"--{arm}.{flag[2:]}" if arm else flag
+        if name not in kinds or (negated and kinds[name] is not bool):
+            known = [f"--{f'{arm}.' if arm else ''}{kind.replace('_', '-')}" for kind in kinds]
+            raise ValueError(f"{flag}: there is no such field; {_nearest(flag, known)}")
+        if kinds[name] is bool and values:
+            setting = name.replace("_", "-")
+            raise ValueError(
+                f"{flag}: expected no value, got {values[0]!r}; write --{setting} or --no-{setting}"
+            )
+        given[name] = not negated if kinds[name] is bool else _value(flag, kinds[name], values)
     return given
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _check_values(flag: str, kind: Any, values: list[str]) -> None:
-    if kind is bool:
-        if values:
-            raise ValueError(f"{flag}: expected no value, got {values[0]!r}; write {flag} or --no-{flag[2:]}")
-        return
-    origin = typing.get_origin(kind)
-    if origin is tuple:
-        for value in values:
-            _check_value(flag, typing.get_args(kind)[:1], value)
-        return
+def _value(flag: str, kind: Any, values: list[str]) -> Any:
+    """The words after a flag as a value of its field's type."""
+    if typing.get_origin(kind) is tuple:
+        return tuple(_convert(flag, typing.get_args(kind)[:1], value) for value in values)
     if len(values) != 1:
-        raise ValueError(f"{flag}: expected one value, got {len(values)}")
-    _check_value(flag, typing.get_args(kind) if origin in (types.UnionType, typing.Union, Literal) else (kind,), values[0])
+        raise ValueError(f"{flag}: expected one value, got {len(values) or 'none'}")
+    choices = typing.get_origin(kind) in (types.UnionType, typing.Union, Literal)
+    return _convert(flag, typing.get_args(kind) if choices else (kind,), values[0])
 
 
-def _check_value(flag: str, kinds: Sequence[Any], value: str) -> None:
+def _convert(flag: str, kinds: Iterable[Any], word: str) -> Any:
+    """A word as the first of these types, or as one of these texts, that it fits."""
+    expected = []
     for kind in kinds:
-        if kind is types.NoneType and value == "None":
-            return
-        if isinstance(kind, str):
-            if value == kind:
-                return
-        elif kind is not types.NoneType:
-            try:
-                kind(value)
-                return
-            except ValueError:
-                continue
-    names = [kind if isinstance(kind, str) else "None" if kind is types.NoneType else _NAMES[kind] for kind in kinds]
-    raise ValueError(f"{flag}: expected {' or '.join(names)}, got {value!r}")
+        if kind is types.NoneType or isinstance(kind, str):
+            name = "None" if kind is types.NoneType else kind
+            if word == name:
+                return None if kind is types.NoneType else kind
+            expected.append(name)
+            continue
+        try:
+            value = kind(word)
+        except ValueError:
+            value = math.nan
+        if value == value:  # NaN is a number to Python, and never what was meant here.
+            return value
+        expected.append({int: "a whole number", float: "a number"}.get(kind, kind.__name__))
+    raise ValueError(f"{flag}: expected {' or '.join(expected)}, got {word!r}")
 
 
-_NAMES = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
+def _text(value: Any) -> str:
+    """A setting as it is typed."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _nearest(word: str, words: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(word, words, n=1, cutoff=0.4)
-    return f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(words)}"
-
-
-def _parse(recipe: recipes.Recipe, default: Any, arguments: list[str]) -> tuple[RunOptions, Any]:
-    """Options of the command and the recipe's Config, from flags over the preset."""
-    import tyro
-
-    flat = tyro.conf.arg(name="")
-    kinds = [("config", Annotated[recipe.config, flat]), ("options", Annotated[RunOptions, flat])]
-    both_kind = dataclasses.make_dataclass("Settings", kinds, frozen=True)
-    both_kind.__doc__ = recipe.summary
-    both = _tyro(both_kind, both_kind(default, RunOptions()), arguments, f"peira run {recipe.name}")
-    return both.options, both.config
-
-
-def _tyro(kind: type, default: Any, arguments: list[str], program: str) -> Any:
-    import tyro
-
-    return tyro.cli(kind, prog=program, args=arguments, default=default, description=kind.__doc__)
-
-
-def _valid(arguments: list[str], kind: type) -> list[str]:
-    _check(arguments, _kinds(kind))
-    return arguments
+def _nearest(word: str, words: Collection[str]) -> str:
+    if nearest := difflib.get_close_matches(word, words, n=1, cutoff=0.4):
+        return f"did you mean {nearest[0]!r}?"
+    return f"there are {', '.join(words)}" if len(words) <= 10 else "--help lists them"

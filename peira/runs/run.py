@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -12,9 +13,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import yaml
 from rich.console import Console
@@ -38,8 +41,9 @@ SECONDS_BETWEEN_LINES = 5.0
 class Run:
     """What a recipe sees of the world outside: progress, metrics, store, checkpoints and seeds.
 
-    A recipe asks for its generators, names the parts that must survive (`keep`), then loops over `iterations()`; in
-    the loop it reports what it gathered, learned from, measured and evaluated. Everything else happens here.
+    A recipe asks for its generators, names the parts that must survive (`keep`), then loops over
+    `iterations()`; in the loop it reports what it gathered, learned from, measured and evaluated. Everything
+    else happens here.
     """
 
     def __init__(
@@ -66,18 +70,25 @@ class Run:
         self._means: dict[str, list[float]] = {}
         self._wall_before, self._began = 0.0, time.monotonic()
         self._interrupted = False
+        self._loop: Iterator[int] | None = None
         self._state: dict | None = None
+        self._checkpointed: int | None = None
+        self._resumed = resumed
+        self._lock = _lock(folder)
         about = yaml.safe_load((folder / "config.yaml").read_text())
         self.id, self._started_ms = about["run_id"], about["started_ms"]
         if resumed and (newest := checkpoint.newest(folder / "checkpoints")):
             self._restore(checkpoint.load_tree(newest))
         self._metrics = self._open_metrics()
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=self.iteration or None)
+        # What an earlier process showed beyond the checkpoint will be shown again.
+        self._board = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=self.iteration + 1 if resumed else None
+        )
         self._assembler: EpisodeAssembler | None = None
         self._writer: BufferedWriter | None = None
-        self._stored: set[str] = set()
+        self._stored: pa.Array | None = None
 
-    # Seeds and parts -----------------------------------------------------------------------------------------------
+    # Seeds and parts ----------------------------------------------------------------------------------------
 
     def generator(self, name: str) -> torch.Generator:
         """The generator of this name, seeded from the run's seed; its state is part of every checkpoint."""
@@ -96,8 +107,8 @@ class Run:
     def keep(self, **parts: Any) -> bool:
         """Put these parts (each with state_dict and load_state_dict) into every checkpoint.
 
-        On a resumed run they are brought to their state in the newest checkpoint and True is returned; False means
-        that the run begins here.
+        On a resumed run they are brought to their state in the newest checkpoint and True is returned; False
+        means that the run begins here.
         """
         self._parts.update(parts)
         if self._state is None:
@@ -106,7 +117,7 @@ class Run:
             part.load_state_dict(self._state["parts"][name])
         return True
 
-    # The loop ------------------------------------------------------------------------------------------------------
+    # The loop -----------------------------------------------------------------------------------------------
 
     @property
     def real_steps(self) -> int:
@@ -123,11 +134,16 @@ class Run:
         return self._wall_before + time.monotonic() - self._began
 
     def iterations(self, batch_steps: int) -> Iterator[int]:
-        """Count iterations of `batch_steps` real steps each, as many as the budget holds: it is never exceeded.
+        """Count iterations of `batch_steps` real steps each, as many as the budget holds but never more.
 
-        Between two of them the metrics are written and, when due, a checkpoint. After Ctrl-C (or SIGTERM) the iteration
-        is finished, a checkpoint written and KeyboardInterrupt raised; a second Ctrl-C stops at once.
+        Between two of them the metrics are written and, when due, a checkpoint. After Ctrl-C (or SIGTERM)
+        the iteration is finished, a checkpoint written and KeyboardInterrupt raised; a second Ctrl-C stops at
+        once.
         """
+        self._loop = self._count(batch_steps)
+        return self._loop
+
+    def _count(self, batch_steps: int) -> Iterator[int]:
         previous = {kind: signal.signal(kind, self._interrupt) for kind in (signal.SIGINT, signal.SIGTERM)}
         saved = time.monotonic()
         self._batch_steps = batch_steps
@@ -169,10 +185,13 @@ class Run:
             source="real",
             task_id=self.config.env,
         )
-        if self._stored and table.num_rows:
-            # A resumed run gathers again what the store took in after the checkpoint: the same episodes, by id.
-            known = np.isin(table["episode_id"].to_numpy(zero_copy_only=False), list(self._stored))
-            table = table.filter(~known)
+        if self._stored is not None and table.num_rows:
+            # A resumed run gathers again what the store took in after the checkpoint: the same episodes, in
+            # the same order, so that the first new one ends the search.
+            known = pc.is_in(table["episode_id"], value_set=self._stored)
+            table = table.filter(pc.invert(known))
+            if table.num_rows:
+                self._stored = None
         self._writer.append(table)
 
     def learns_from(self, policy: ActorCritic, batch: Batch) -> None:
@@ -190,7 +209,7 @@ class Run:
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether the next of `config.evaluations` equal parts of the budget, or all of it, has been spent."""
+        """Whether another of `config.evaluations` equal parts of the budget, or all of it, is spent."""
         spent = self.real_steps * self.config.evaluations // self.steps
         return spent > self._evaluations or self._spent
 
@@ -208,7 +227,7 @@ class Run:
         self._row["evaluation_length"] = float(evaluation.lengths.mean())
         self._row.update(self.costs)
 
-    # Checkpoints ---------------------------------------------------------------------------------------------------
+    # Checkpoints --------------------------------------------------------------------------------------------
 
     @property
     def policy_id(self) -> str:
@@ -216,6 +235,8 @@ class Run:
 
     def checkpoint(self) -> None:
         """Make safe, in this order, the experience, the metrics and the state of every part."""
+        if self._checkpointed == self.iteration:
+            return  # Writing it anew would leave a moment without it.
         if self._writer is not None:
             self._writer.flush()
         self._metrics.flush()
@@ -235,6 +256,7 @@ class Run:
         folder = self.folder / "checkpoints"
         checkpoint.save_tree(state, folder / str(self.iteration))
         checkpoint.drop_old(folder)
+        self._checkpointed = self.iteration
 
     def finish(self, policy: ActorCritic) -> dict[str, Any]:
         """Save the policy, the curve and `summary.json`, and return the summary."""
@@ -266,15 +288,21 @@ class Run:
         return summary
 
     def close(self) -> None:
-        """Close the store's writer, the metrics and the board; safe to call twice."""
-        if self._writer is not None:
-            self._writer.close()
-        self._metrics.close()
-        self._board.close()
+        """End the loop and its progress bar, close all files, let go of the run; safe to call twice."""
+        try:
+            if self._loop is not None:
+                self._loop.close()
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            self._metrics.close()
+            self._board.close()
+            self._lock.close()
 
     def _restore(self, state: dict) -> None:
         self._state = state
         self.iteration, self.costs = state["iteration"], state["costs"]
+        self._checkpointed = self.iteration
         self._evaluations, self._means = state["evaluations"], state["means"]
         self._wall_before = state["wall_seconds"]
         if state["evaluation"]:
@@ -293,8 +321,9 @@ class Run:
         if self._state is not None and self._state["assembler"]:
             self._assembler.load_state_dict(self._state["assembler"])
         store = Store.open(path, mode="a")
-        if self._state is not None and len(store):
-            self._stored = set(store.read(columns=["episode_id"])["episode_id"].to_pylist())
+        # Not only after a checkpoint: the store takes episodes in before the first one is due.
+        if self._resumed and len(store):
+            self._stored = store.read(columns=["episode_id"])["episode_id"].unique()
         self._writer = BufferedWriter(store)
 
     def _write_metrics(self) -> None:
@@ -312,28 +341,34 @@ class Run:
         self._console.print("stopping after this iteration; a checkpoint will be written", style="yellow")
 
 
-def create_folder(folder: Path, recipe: str, config: Any) -> None:
-    """Make a new run's folder with its `config.yaml`.
+def create_folder(folder: Path, recipe: str, config: Any, *, threads: int = 1) -> None:
+    """Make a new run's folder with its `config.yaml`; `threads` is there because results depend on it.
 
-    Raises ValueError when the folder already holds a run.
+    Raises ValueError when the folder already holds a run or cannot be made.
     """
     if (folder / "config.yaml").exists():
         raise ValueError(
             f"out: {folder} already holds a run; go on with it by --resume {folder}, or name another folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise ValueError(
+            f"out: cannot make the folder {folder}: {fault.strerror}; name another one"
+        ) from fault
     started = time.time_ns() // 1_000_000
     about = {
         "recipe": recipe,
         "run_id": episode_ids(f"{folder.resolve()} {os.getpid()} {started}", 0, 1, started)[0],
         "started_ms": started,
+        "threads": threads,
         "config": _plain(asdict(config)),
     }
     _write_whole(folder / "config.yaml", yaml.safe_dump(about, sort_keys=False))
 
 
-def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The recipe's name and its settings as a run's folder holds them.
+def read_config(folder: Path) -> tuple[str, dict[str, Any], int]:
+    """The recipe's name, its settings and the number of threads, as a run's folder holds them.
 
     Raises ValueError when there is no run in the folder.
     """
@@ -341,7 +376,9 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
     if not path.exists():
         raise ValueError(f"resume: {folder} holds no run (no config.yaml); name the folder given as --out")
     about = yaml.safe_load(path.read_text())
-    return about["recipe"], about["config"]
+    if not isinstance(about, dict) or not {"recipe", "run_id", "started_ms", "config"} <= set(about):
+        raise ValueError(f"resume: {path} was not written by `peira run`; name the folder given as --out")
+    return about["recipe"], about["config"], about.get("threads", 1)
 
 
 def config_from(kind: type, settings: dict[str, Any]) -> Any:
@@ -351,8 +388,12 @@ def config_from(kind: type, settings: dict[str, Any]) -> Any:
     """
     known = {field.name for field in fields(kind)}
     if unknown := set(settings) ^ known:
-        raise ValueError(f"resume: the run was made by another version of Peira: {', '.join(sorted(unknown))} differ")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+        raise ValueError(
+            f"resume: the run was made by another version of Peira: {', '.join(sorted(unknown))} differ"
+        )
+    return kind(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    )
 
 
 def versions() -> dict[str, str]:
@@ -418,6 +459,19 @@ class _Progress:
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Hold the run for this process; the system lets go of it when the process ends, however it ends."""
+    file = (folder / "config.yaml").open()
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(
+            f"resume: another process is at work on the run in {folder}; wait for it or stop it"
+        ) from None
+    return file
 
 
 def _plain(value: Any) -> Any:
