@@ -56,6 +56,8 @@ class ControlEnv(VectorEnv, ABC):
         self.id, self.num_envs, self.seed = id, num_envs, seed
         limit = np.full(gymnasium.spaces.flatdim(observation_space), np.inf, np.float32)
         self.single_observation_space = Box(-limit, limit)
+        if isinstance(action_space, Box):
+            action_space = Box(action_space.low.astype(np.float32), action_space.high.astype(np.float32))
         self.single_action_space = action_space
         self.observation_space = gymnasium.vector.utils.batch_space(self.single_observation_space, num_envs)
         self.action_space = gymnasium.vector.utils.batch_space(action_space, num_envs)
@@ -142,11 +144,13 @@ class ControlEnv(VectorEnv, ABC):
     def _executable(self, actions: np.ndarray) -> np.ndarray:
         if self._bounds is None:
             return np.asarray(actions, np.int64) + self._first_action
-        return np.clip(np.asarray(actions, np.float32), *self._bounds)
+        low, high = self._bounds
+        return np.minimum(np.maximum(np.asarray(actions, np.float32), low), high)
 
     def _checked(self, values: np.ndarray, field: str) -> np.ndarray:
         values = np.asarray(values, np.float32)
-        if not np.isfinite(values).all():
+        # A sum is finite only if every entry is, and is found faster.
+        if not np.isfinite(values.sum()):
             bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))[0]
             raise EnvironmentFault(
                 f"environment {self.id} returned a {field} that is not finite at step {self._steps} of copy {bad}: "
@@ -204,6 +208,7 @@ class EnvPoolControl(ControlEnv):
             self._pool = self._make(
                 self.id, num_envs=self.num_envs, seed=self.seed, num_threads=min(self._threads, self.num_envs)
             )
+            _ = self._pool.observation_space  # Made, and remarked on, when first read; then kept.
         self._resets[:] = 0
 
     def _start(self, which: np.ndarray) -> np.ndarray:

@@ -80,9 +80,7 @@ class GradientStep:
                     if self._compiled
                     else self._one_step
                 )
-            *new_state, measures = self._function(*arguments)
-            for old, new in zip(state, new_state, strict=True):
-                old.copy_(new)
+            (measures,) = self._function(*arguments)
         return measures
 
     def epochs(
@@ -145,13 +143,10 @@ class GradientStep:
         rate = learning_rate * correction / (1 - 0.9**new_count)
         new_flat = flat - rate * new_first / (new_second.sqrt() + self._epsilon * correction)
         taken = measures[0] <= self.kl_stop
-        return (
-            torch.where(taken, new_flat, flat),
-            torch.where(taken, new_first, first),
-            torch.where(taken, new_second, second),
-            torch.where(taken, new_count, count),
-            measures,
-        )
+        olds, news = (flat, first, second, count), (new_flat, new_first, new_second, new_count)
+        for old, new in zip(olds, news, strict=True):
+            old.copy_(torch.where(taken, new, old))
+        return (measures,)
 
 
 def shuffled_minibatches(
