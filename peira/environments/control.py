@@ -149,13 +149,13 @@ class ControlEnv(VectorEnv, ABC):
 
     def _checked(self, values: np.ndarray, field: str) -> np.ndarray:
         values = np.asarray(values, np.float32)
-        # A sum is finite only if every entry is, and is found faster.
+        # A finite sum has only finite entries, and is found faster than they are looked at.
         if not np.isfinite(values.sum()):
-            bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))[0]
-            raise EnvironmentFault(
-                f"environment {self.id} returned a {field} that is not finite at step {self._steps} of copy {bad}: "
-                f"{np.array2string(np.atleast_1d(values[bad]), threshold=6)}; nothing was learned from it"
-            )
+            for copy in np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1)):
+                raise EnvironmentFault(
+                    f"environment {self.id} returned a {field} that is not finite at step {self._steps} of copy "
+                    f"{copy}: {np.array2string(np.atleast_1d(values[copy]), threshold=6)}; nothing was learned from it"
+                )
         return values
 
     def _forget(self) -> None:
