@@ -12,6 +12,7 @@ import importlib.util
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import gymnasium
 import numpy as np
@@ -50,9 +51,11 @@ class ControlEnv(VectorEnv, ABC):
     against the observation that was saved: simulators that cannot give their state resume bit for bit all the same.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    metadata: ClassVar[dict] = {"autoreset_mode": AutoresetMode.SAME_STEP}
 
-    def __init__(self, id: str, num_envs: int, seed: int, observation_space: Box, action_space: Box | Discrete):
+    def __init__(
+        self, id: str, num_envs: int, seed: int, observation_space: Box, action_space: Box | Discrete
+    ):
         self.id, self.num_envs, self.seed = id, num_envs, seed
         limit = np.full(gymnasium.spaces.flatdim(observation_space), np.inf, np.float32)
         self.single_observation_space = Box(-limit, limit)

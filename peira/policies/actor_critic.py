@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Shaped
@@ -28,7 +29,7 @@ def orthogonal_(layer: nn.Linear, gain: float, generator: torch.Generator | None
 def tanh_stack(sizes: Sequence[int], bias: bool, generator: torch.Generator | None) -> nn.Sequential:
     """Linear layers with a tanh after each; `sizes` runs from the input to the last hidden layer."""
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for fan_in, fan_out in pairwise(sizes):
         layers += [orthogonal_(nn.Linear(fan_in, fan_out, bias=bias), math.sqrt(2), generator), nn.Tanh()]
     return nn.Sequential(*layers)
 

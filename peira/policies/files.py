@@ -39,7 +39,9 @@ def load_policy(folder: str | Path) -> ActorCritic:
     folder = Path(folder)
     description = folder / "policy.json"
     if not description.exists():
-        raise ValueError(f"policy: {folder} holds no policy.json; name a folder that a run wrote, such as RUN/policy")
+        raise ValueError(
+            f"policy: {folder} holds no policy.json; name a folder that a run wrote, such as RUN/policy"
+        )
     about = json.loads(description.read_text())
     identity, version, kind = about.pop("id"), about.pop("version"), about.pop("class")
     if kind not in CLASSES:

@@ -82,7 +82,15 @@ class Config:
     """Compile updates to native code (needs a C++ compiler); the result differs in the last bits."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "num_envs", "batch_steps", "epochs", "minibatches", "evaluations", "evaluation_episodes"):
+        for name in (
+            "steps",
+            "num_envs",
+            "batch_steps",
+            "epochs",
+            "minibatches",
+            "evaluations",
+            "evaluation_episodes",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.steps < self.batch_steps:

@@ -152,7 +152,9 @@ def preset_ros(env: str) -> Config:
     return replace(config, sampler="ros", behaviour_interval=config.num_envs)
 
 
-def sampler_for(config: Config, target: ActorCritic, run: Run) -> OnPolicySampler | PropsSampler | RobustOnPolicySampler:
+def sampler_for(
+    config: Config, target: ActorCritic, run: Run
+) -> OnPolicySampler | PropsSampler | RobustOnPolicySampler:
     """What decides actions while the target learns."""
     if config.sampler == "on-policy":
         return OnPolicySampler(target)

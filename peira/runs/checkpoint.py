@@ -36,7 +36,9 @@ def save_tree(tree: Any, folder: Path) -> None:
             return node.item()
         if node is None or isinstance(node, bool | int | float | str):
             return node
-        raise TypeError(f"a checkpoint holds tensors, arrays, numbers, text, lists and dicts, not {type(node)}")
+        raise TypeError(
+            f"a checkpoint holds tensors, arrays, numbers, text, lists and dicts, not {type(node)}"
+        )
 
     written = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(written, ignore_errors=True)

@@ -54,7 +54,10 @@ def on_policy_columns(policy: ActorCritic, batch: Batch) -> dict[str, float]:
         if share > 0 or name in (Source.REAL, Source.REPLAYED):
             columns[f"share_{name}"] = share
     observation, action = batch.rows("observation"), batch.rows("action")
-    fitted = sum(p.numel() for p in policy.actor_head.parameters()) + getattr(policy, "log_std", torch.empty(0)).numel()
+    fitted = (
+        sum(p.numel() for p in policy.actor_head.parameters())
+        + getattr(policy, "log_std", torch.empty(0)).numel()
+    )
     if len(observation) >= fitted:
         error = sampling_error(policy, observation, action)
         columns["sampling_error"] = error.value

@@ -26,9 +26,7 @@ def lower_clipped_ratio(log_ratio: Float[Tensor, " rows"], clip: float) -> Float
     return log_ratio.exp().clamp(min=1 - clip).mean()
 
 
-def mean_kl(
-    behaviour: Independent | Categorical, target: Independent | Categorical
-) -> Float[Tensor, ""]:
+def mean_kl(behaviour: Independent | Categorical, target: Independent | Categorical) -> Float[Tensor, ""]:
     """KL(π_φ ‖ π_θ), the mean over rows; for Gaussians also over action dimensions, as the published λ expect.
 
     Gaussian, a dimension: log(σ_θ/σ_φ) + (σ_φ² + (μ_φ − μ_θ)²)/(2σ_θ²) − ½. Categorical: Σ_a π_φ (log π_φ − log π_θ).

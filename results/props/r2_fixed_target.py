@@ -105,7 +105,9 @@ def report(results: dict[str, list[dict[str, float]]]) -> dict:
             "accepted": {
                 "props ratio at most 0.80": bool(props["ratio"] <= 0.80),
                 "upper limit below 0.90": bool(props["interval"][1] < 0.90),
-                "on-policy within 20 % of p/(2N)": bool(abs(base.mean() / columns["reference"][0] - 1) <= 0.2),
+                "on-policy within 20 % of p/(2N)": bool(
+                    abs(base.mean() / columns["reference"][0] - 1) <= 0.2
+                ),
                 "no ROS better than 0.9": all(ratios[f"ros {a:g}"]["ratio"] >= 0.9 for a in ROS_STEP_SIZES),
             },
         }
@@ -126,17 +128,25 @@ def markdown(document: dict) -> str:
         for name, values in entry["sampling_error"].items():
             mean = f"{np.mean(values):.5f}"
             ratio = entry["ratio_to_on_policy"].get(name)
-            shown = f"{ratio['ratio']:.3f} [{ratio['interval'][0]:.3f}, {ratio['interval'][1]:.3f}]" if ratio else ""
+            shown = (
+                f"{ratio['ratio']:.3f} [{ratio['interval'][0]:.3f}, {ratio['interval'][1]:.3f}]"
+                if ratio
+                else ""
+            )
             lines.append(f"| {env_id} | {'p/(2N)' if name == 'reference' else name} | {mean} | {shown} |")
     lines += ["", "| environment | acceptance figure | met |", "|---|---|---|"]
     for env_id, entry in document["environments"].items():
-        lines += [f"| {env_id} | {what} | {'yes' if met else 'no'} |" for what, met in entry["accepted"].items()]
+        lines += [
+            f"| {env_id} | {what} | {'yes' if met else 'no'} |" for what, met in entry["accepted"].items()
+        ]
     lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in document["versions"].items()), ""]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=5)
     seeds = parser.parse_args().seeds
     torch.set_num_threads(1)
@@ -146,7 +156,9 @@ def main() -> None:
             began = time.monotonic()
             results.setdefault(env_id, []).append(measure(env_id, seed))
             row = ", ".join(f"{name} {value:.4f}" for name, value in results[env_id][-1].items())
-            print(f"{env_id} seed {seed}: {row} ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
+            print(
+                f"{env_id} seed {seed}: {row} ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True
+            )
     document = {
         "command": f"python results/props/r2_fixed_target.py --seeds {seeds}",
         "seeds": seeds,

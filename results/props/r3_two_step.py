@@ -92,7 +92,9 @@ def report(curves: dict[str, list[list[list[float]]]], steps: int) -> dict:
         shared = range(min(len(curve[0]) for curve in of_arm))
         returns = np.array([[curve[1][i] for i in shared] for curve in of_arm])
         at = {
-            str(int(of_arm[0][0][i])): float(returns[:, i].mean()) for i in shared if of_arm[0][0][i] % 4000 == 0
+            str(int(of_arm[0][0][i])): float(returns[:, i].mean())
+            for i in shared
+            if of_arm[0][0][i] % 4000 == 0
         }
         arms[arm] = {
             "median_steps_to_goal": float(np.median(times[arm])),
@@ -146,7 +148,9 @@ def markdown(document: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--steps", type=int, default=40_000)
     parser.add_argument("--jobs", type=int, default=2)
@@ -166,10 +170,12 @@ def main() -> None:
         }
         for (arm, seed), future in waiting.items():
             kept(arm, seed).write_text(json.dumps(future.result()))
-            print(f"{arm} seed {seed}: {steps_to_goal(future.result())} steps to {GOAL}", file=sys.stderr, flush=True)
-    curves = {
-        arm: [json.loads(kept(arm, seed).read_text()) for seed in range(options.seeds)] for arm in ARMS
-    }
+            print(
+                f"{arm} seed {seed}: {steps_to_goal(future.result())} steps to {GOAL}",
+                file=sys.stderr,
+                flush=True,
+            )
+    curves = {arm: [json.loads(kept(arm, seed).read_text()) for seed in range(options.seeds)] for arm in ARMS}
     document = {
         "command": f"python results/props/r3_two_step.py --seeds {options.seeds} --steps {options.steps}",
         "seeds": options.seeds,
