@@ -28,7 +28,7 @@ def save_tree(tree: Any, folder: Path) -> None:
         if isinstance(node, torch.Tensor | np.ndarray):
             name = str(len(tensors))
             array = isinstance(node, np.ndarray)
-            tensor = torch.from_numpy(np.ascontiguousarray(node)) if array else node.detach()
+            tensor = torch.from_numpy(np.asarray(node, order="C")) if array else node.detach()
             # A copy: safetensors refuses tensors that share memory, as views of one flat vector do.
             tensors[name] = tensor.clone().contiguous()
             return {"array" if array else "tensor": name}
@@ -40,17 +40,21 @@ def save_tree(tree: Any, folder: Path) -> None:
             f"a checkpoint holds tensors, arrays, numbers, text, lists and dicts, not {type(node)}"
         )
 
-    written = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(written, ignore_errors=True)
+    text = json.dumps(skeleton(tree))
+    written, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("part", "old"))
+    for leftover in (written, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
     written.mkdir(parents=True)
-    (written / "state.json").write_text(json.dumps(skeleton(tree)))
+    (written / "state.json").write_text(text)
     save_file(tensors, written / "state.safetensors")
     for path in (written / "state.json", written / "state.safetensors", written):
         _sync(path)
+    # Out of the way first: a folder being removed bit by bit would be there half.
     if folder.exists():
-        shutil.rmtree(folder)
+        folder.rename(replaced)
     written.rename(folder)
     _sync(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def load_tree(folder: Path) -> Any:
