@@ -1,4 +1,4 @@
-"""The terms of the loss have the values worked out by hand; an update starts on-policy and raises the version."""
+"""The terms of the loss have the values worked out by hand, and an update starts on-policy."""
 
 import math
 from functools import partial
