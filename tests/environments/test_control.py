@@ -237,7 +237,7 @@ def test_a_value_that_is_no_number_stops_at_once_and_is_named(faulty, field, bad
 def test_a_first_observation_that_is_no_number_is_named(faulty):
     env = faulty("first observation", np.nan)
     play(env, np.zeros((2, 2), np.int64))
-    with pytest.raises(EnvironmentFault, match="observation that is not finite at step 2"):
+    with pytest.raises(EnvironmentFault, match="observation that is not finite at step 3"):
         env.step(np.zeros(2, np.int64))
 
 

@@ -11,15 +11,15 @@ from peira.recipes import props
 
 CONFIG = props.Config(
     env="CartPole-v1",
-    steps=256,
+    steps=192,
     num_envs=2,
     batch_steps=64,
     behaviour_interval=16,
     behaviour_learning_rate=1e-2,
     behaviour_minibatches=2,
-    behaviour_epochs=4,
+    behaviour_epochs=2,
     epochs=2,
-    minibatches=4,
+    minibatches=2,
     kl_stop=None,
     retained=3,
     hidden=(8,),
@@ -80,7 +80,7 @@ def first_ratios(monkeypatch, columns_function):
 
 def test_ratios_start_at_exactly_one_for_rows_of_every_age(monkeypatch):
     found = first_ratios(monkeypatch, COLUMNS)
-    assert [age.unique().tolist() for _, age in found] == [[0], [0, 1], [0, 1, 2], [0, 1, 2]]
+    assert [age.unique().tolist() for _, age in found] == [[0], [0, 1], [0, 1, 2]]
     for ratio, _ in found:
         assert torch.equal(ratio, torch.ones(len(ratio)))
 
