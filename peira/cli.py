@@ -381,7 +381,7 @@ def _sort_settings(
 
 def store_command(arguments: list[str]) -> None:
     from peira.experience import commands
-    from peira.experience.store import Store, StoreError
+    from peira.experience.store import Store
 
     if _asks_for_help(arguments):
         print(STORE_HELP, end="")
@@ -398,13 +398,16 @@ def store_command(arguments: list[str]) -> None:
         raise ValueError(f"store {action}: expected {' '.join(wanted)}, got {len(paths)} path(s)")
     if given.get("limit", 0) < 0:
         raise ValueError(f"--limit: expected at least 0, got {given['limit']}")
-    if action != "import":
-        try:
-            Store.open(paths[0])
-        except StoreError as fault:
-            raise ValueError(f"store: {fault}") from fault
+    # Nothing is made by opening, and a store is made with its first rows.
+    if action != "import" and len(Store.open(paths[0], mode="a")) == 0:
+        raise ValueError(f"store: there is none in {paths[0]}; name the folder that holds experience.lance")
     act = commands.import_ if action == "import" else getattr(commands, action)
-    result = act(*paths, **given, console=Console(quiet=as_json))
+    try:
+        result = act(*paths, **given, console=Console(quiet=as_json))
+    except ValueError as fault:
+        if action == "verify":  # It was asked nothing that could be wrong: a file of the store is.
+            raise RuntimeError(str(fault)) from fault
+        raise
     if as_json:
         print(json.dumps(result, default=str))
     if action == "verify" and result["problems"]:
@@ -510,8 +513,10 @@ def _read(arguments: list[str], kinds: dict[str, Any], *, arm: str | None = None
         negated = flag.startswith("--no-")
         flag = f"--{arm}.{flag[2:]}" if arm else flag
         if name not in kinds or (negated and kinds[name] is not bool):
-            known = [f"--{f'{arm}.' if arm else ''}{kind.replace('_', '-')}" for kind in kinds]
-            raise ValueError(f"{flag}: there is no such field; {_nearest(flag, known)}")
+            prefix = f"--{arm}." if arm else "--"
+            known = [kind.replace("_", "-") for kind in kinds]
+            offer = _nearest(name.replace("_", "-"), known, prefix)
+            raise ValueError(f"{flag}: there is no such field; {offer}")
         if kinds[name] is bool and values:
             setting = name.replace("_", "-")
             raise ValueError(
@@ -556,7 +561,10 @@ def _text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _nearest(word: str, words: Collection[str]) -> str:
-    if nearest := difflib.get_close_matches(word, words, n=1, cutoff=0.4):
-        return f"did you mean {nearest[0]!r}?"
-    return f"there are {', '.join(words)}" if len(words) <= 10 else "--help lists them"
+def _nearest(word: str, words: Collection[str], prefix: str = "") -> str:
+    """What was meant, or else what there is; words are offered with the prefix."""
+    if nearest := difflib.get_close_matches(word, words, n=1):
+        return f"did you mean {prefix + nearest[0]!r}?"
+    if len(words) > 10:
+        return "--help lists them"
+    return f"there are {', '.join(prefix + known for known in words)}" if words else "there are none"
