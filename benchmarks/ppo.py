@@ -1,8 +1,9 @@
 """How fast is training? Our PPO against Stable-Baselines3's, and our rollout against bare EnvPool, in one process.
 
 Same networks (64-64 tanh for actor and critic), steps a batch (8 environments × 256), epochs (10) and minibatches (64
-rows). Both are timed from a warm start over whole batches; the two alternate, so that a machine whose speed drifts
-slows both. Throughput is environment steps of training a wall second; ratios are medians over the rounds.
+rows). Ours is the whole recipe with ledger, metrics, TensorBoard and store; both are timed from a warm start over whole
+batches, and alternate, so that a machine whose speed drifts slows both. Throughput is environment steps of training a
+wall second; ratios are medians over the rounds.
 
     python benchmarks/ppo.py                        # speed, about 6 minutes on two cores
     python benchmarks/ppo.py --curves               # and learning curves: 3 seeds each, about 15 minutes more
@@ -28,10 +29,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from peira.environments.control import make_control
-from peira.environments.normalise import RewardScaler
-from peira.learners.ppo import ppo_columns, ppo_update
-from peira.policies.actor_critic import ActorCritic, CategoricalActorCritic, GaussianActorCritic
+from peira.environments.control import EnvPoolControl, make_control
+from peira.policies.actor_critic import CategoricalActorCritic, GaussianActorCritic
 from peira.recipes import ppo
 from peira.runs.plots import read_metrics, series
 from peira.runs.run import Run, create_folder, machine, versions
@@ -42,66 +41,68 @@ ENVS, BATCH, EPOCHS, MINIBATCH = 8, 2048, 10, 64
 PARTS = ("environment", "inference", "update", "rest")
 
 
-class Ours:
-    """The inner loop of `peira run ppo`, held open so that batches of it can be timed."""
+def our_run(env_id: str, batches: int, *, store: bool, seed: int = 0) -> list[dict]:
+    """The metrics of a real `peira run ppo`: ledger, metrics, TensorBoard and checkpoints on, evaluation at the end."""
+    config = ppo.Config(
+        env=env_id,
+        steps=batches * BATCH,
+        num_envs=ENVS,
+        batch_steps=BATCH,
+        epochs=EPOCHS,
+        minibatches=BATCH // MINIBATCH,
+        kl_stop=None,
+        evaluations=1,
+        evaluation_episodes=1,
+        store=store,
+        seed=seed,
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "run"
+        create_folder(folder, "ppo", config)
+        run = Run(folder, "ppo", config, console=Console(quiet=True), resumed=False, checkpoint_seconds=30)
+        run.finish(ppo.run(config, run))
+        return read_metrics(folder)
 
-    def __init__(self, env_id: str, seed: int = 0):
-        self.config = ppo.Config(env=env_id, num_envs=ENVS, batch_steps=BATCH, kl_stop=None, seed=seed)
-        self.env = make_control(env_id, ENVS, seed)
-        self.env.reset()
-        kind = CategoricalActorCritic if self.env.discrete else GaussianActorCritic
-        self.generator = torch.Generator().manual_seed(seed)
-        self.policy: ActorCritic = kind(
-            self.env.observation_size, self.env.action_size, generator=self.generator
-        )
-        self.step = ppo.ppo_step(self.config, self.policy)
-        self.scaler = RewardScaler(self.config.discount, ENVS)
-        self.seconds = dict.fromkeys(("rollout", "environment", "update"), 0.0)
 
-    def train(self, batches: int) -> None:
-        config = self.config
-        for _ in range(batches):
+def our_rate(env_id: str, batches: int, *, store: bool) -> float:
+    """Steps a second between the second batch (the first compiles) and the last but one (the last is evaluated)."""
+    metrics = our_run(env_id, batches, store=store)[1:-1]
+    steps = metrics[-1]["real_steps"] - metrics[0]["real_steps"]
+    return steps / (metrics[-1]["wall_seconds"] - metrics[0]["wall_seconds"])
+
+
+def fractions(env_id: str, batches: int) -> dict[str, float]:
+    """Shares of wall time, with clocks around the environment's step, the rollout and the update of a real run."""
+    spent = dict.fromkeys(("step", "rollout", "update"), 0.0)
+
+    def clocked(name: str, work):
+        def timed_work(*arguments, **options):
             began = time.perf_counter()
-            batch = rollout(self.env, self.policy, BATCH // ENVS, self.generator, gathered_for=0)
-            self.seconds["rollout"] += time.perf_counter() - began
-            self.policy.normaliser.update(batch.rows("observation"))
-            self.scaler.update(batch.reward, batch.done)
-            columns = ppo_columns(
-                self.policy,
-                batch,
-                self.scaler.scale(batch.reward),
-                discount=config.discount,
-                decay=config.gae_lambda,
-            )
-            began = time.perf_counter()
-            ppo_update(
-                self.step,
-                self.policy,
-                columns,
-                epochs=EPOCHS,
-                minibatches=BATCH // MINIBATCH,
-                generator=self.generator,
-            )
-            self.seconds["update"] += time.perf_counter() - began
-
-    def fractions(self, batches: int) -> dict[str, float]:
-        """Shares of wall time; the environment's is measured by timing its `step` from within a rollout."""
-        inner, spent = self.env.step, [0.0]
-
-        def timed(actions: np.ndarray) -> tuple:
-            began = time.perf_counter()
-            result = inner(actions)
-            spent[0] += time.perf_counter() - began
+            result = work(*arguments, **options)
+            spent[name] += time.perf_counter() - began
             return result
 
-        self.seconds = dict.fromkeys(self.seconds, 0.0)
-        self.env.step = timed
-        began = time.perf_counter()
-        self.train(batches)
-        whole = time.perf_counter() - began
-        del self.env.step
-        parts = (spent[0], self.seconds["rollout"] - spent[0], self.seconds["update"])
-        return dict(zip(PARTS, [*(part / whole for part in parts), 1 - sum(parts) / whole], strict=True))
+        return timed_work
+
+    originals = EnvPoolControl.step, ppo.rollout, ppo.ppo_update
+    EnvPoolControl.step = clocked("step", originals[0])
+    ppo.rollout, ppo.ppo_update = clocked("rollout", originals[1]), clocked("update", originals[2])
+    marks = []
+    write = Run._write_metrics
+
+    def mark(run: Run) -> None:
+        write(run)
+        marks.append((time.perf_counter(), dict(spent)))
+
+    Run._write_metrics = mark
+    try:
+        our_run(env_id, batches, store=True)
+    finally:
+        EnvPoolControl.step, ppo.rollout, ppo.ppo_update = originals
+        Run._write_metrics = write
+    (began, first), (ended, last) = marks[1], marks[-2]
+    step, gather, update = ((last[name] - first[name]) / (ended - began) for name in spent)
+    return dict(zip(PARTS, (step, gather - step, update, 1 - gather - update), strict=True))
 
 
 def sb3(env_id: str, seed: int = 0) -> PPO:
@@ -144,33 +145,44 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def measure(env_id: str, rounds: int, batches: int) -> dict:
     """Throughputs of both trainings, of our rollout and of bare EnvPool, taken in turn."""
-    ours, theirs = Ours(env_id), sb3(env_id)
+    theirs = sb3(env_id)
     pool, actions = bare_envpool(env_id)
+    env = make_control(env_id, ENVS, 0)
+    env.reset()
+    kind = CategoricalActorCritic if env.discrete else GaussianActorCritic
+    generator = torch.Generator().manual_seed(0)
+    policy = kind(env.observation_size, env.action_size, generator=generator)
 
     def bare() -> None:
         for action in actions:
             pool.step(action)
 
     def gather() -> None:
-        rollout(ours.env, ours.policy, BATCH // ENVS, ours.generator, gathered_for=0)
+        rollout(env, policy, BATCH // ENVS, generator, gathered_for=0)
 
-    ours.train(2)
     theirs.learn(BATCH)
     bare()
-    rates: dict[str, list[float]] = {"peira": [], "sb3": [], "rollout": [], "envpool": []}
+    gather()
+    rates: dict[str, list[float]] = {
+        name: [] for name in ("peira", "without store", "sb3", "rollout", "envpool")
+    }
     for _ in range(rounds):
-        rates["sb3"].append(timed(lambda: theirs.learn(BATCH, reset_num_timesteps=False), BATCH))
-        rates["peira"].append(timed(lambda: ours.train(batches), batches * BATCH))
+        rates["sb3"].append(timed(lambda: theirs.learn(2 * BATCH, reset_num_timesteps=False), 2 * BATCH))
+        rates["peira"].append(our_rate(env_id, batches, store=True))
+        rates["without store"].append(our_rate(env_id, batches, store=False))
         for _ in range(3):
             rates["rollout"].append(timed(gather, BATCH))
             rates["envpool"].append(timed(bare, BATCH))
-    training = [ours / theirs for ours, theirs in zip(rates["peira"], rates["sb3"], strict=True)]
-    gathering = [ours / bare for ours, bare in zip(rates["rollout"], rates["envpool"], strict=True)]
+
+    def ratio(above: str, below: str) -> dict[str, float]:
+        return spread([a / b for a, b in zip(rates[above], rates[below], strict=True)])
+
     return {
         "steps_per_second": {name: spread(values) for name, values in rates.items()},
-        "training_ratio_to_sb3": spread(training),
-        "rollout_ratio_to_envpool": spread(gathering),
-        "share_of_wall_time": ours.fractions(batches),
+        "training_ratio_to_sb3": ratio("peira", "sb3"),
+        "training_ratio_to_sb3_without_store": ratio("without store", "sb3"),
+        "rollout_ratio_to_envpool": ratio("rollout", "envpool"),
+        "share_of_wall_time": fractions(env_id, batches),
     }
 
 
@@ -221,8 +233,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batches", type=int, default=6, help="batches of ours in a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=14, help="batches of ours in a round")
     parser.add_argument("--curves", action="store_true", help="also train 3 seeds of each and compare scores")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
@@ -236,7 +248,7 @@ def main() -> None:
     if options.curves:
         for env_id, steps in zip(ENVIRONMENTS, (200_000, 60_000), strict=True):
             result["environments"][env_id]["score"] = curves(env_id, steps, 3)
-    columns = ("environment", "peira", "sb3", "ratio", "rollout", "envpool", "ratio", *PARTS)
+    columns = ("environment", "peira", "sb3", "ratio", "no store", "rollout", "envpool", "ratio", *PARTS)
     page = Table(*columns, title="environment steps a second (medians) and shares of wall time", box=None)
     for env_id, entry in result["environments"].items():
         rate = {name: f"{value['median']:,.0f}" for name, value in entry["steps_per_second"].items()}
@@ -245,6 +257,7 @@ def main() -> None:
             rate["peira"],
             rate["sb3"],
             f"{entry['training_ratio_to_sb3']['median']:.1f}×",
+            f"{entry['training_ratio_to_sb3_without_store']['median']:.1f}×",
             rate["rollout"],
             rate["envpool"],
             f"{entry['rollout_ratio_to_envpool']['median']:.0%}",

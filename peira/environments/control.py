@@ -25,6 +25,9 @@ from peira.environments import gridworld, two_step  # noqa: F401  (registers pei
 _ENVPOOL_FAMILIES = ("envpool.mujoco.gym", "envpool.classic_control")
 
 
+_ARTICLE = {"reward": "a", "observation": "an"}
+
+
 class EnvironmentFault(RuntimeError):
     """An environment returned something that is no observation or reward."""
 
@@ -156,7 +159,7 @@ class ControlEnv(VectorEnv, ABC):
         if not np.isfinite(values.sum()):
             for copy in np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1)):
                 raise EnvironmentFault(
-                    f"environment {self.id} returned a {field} that is not finite at step {self._steps} of copy "
+                    f"environment {self.id} returned {_ARTICLE[field]} {field} that is not finite at step {self._steps} of copy "
                     f"{copy}: {np.array2string(np.atleast_1d(values[copy]), threshold=6)}; nothing was learned from it"
                 )
         return values

@@ -11,10 +11,6 @@ from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
-from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 
 def can_compile() -> bool:
@@ -28,10 +24,18 @@ def compile_function(
     """Native form of `function(*tensors) -> tuple of tensors`, for tensors shaped and typed like `arguments`.
 
     `growing` gives the positions of arguments whose first axis may have any length in later calls; every other size is
-    fixed. The function must be free of control flow that depends on values. The
-    caller answers for passing what was promised: nothing is checked again. One thread and one compiled form for all
-    lengths make repeated runs agree bit for bit.
+    fixed. The function must be free of control flow that depends on values. The caller answers for passing contiguous
+    tensors of the promised shapes: nothing is checked again. One thread and one compiled form for all lengths make
+    repeated runs agree bit for bit.
     """
+    # Imported here: it takes seconds, which commands that compile nothing should not.
+    from torch._dynamo.source import ConstantSource
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+    # Views with an offset, as tensors cut from a larger one are, cannot be traced with a growing axis.
+    arguments = [argument.clone(memory_format=torch.contiguous_format) for argument in arguments]
     mode = FakeTensorMode(shape_env=ShapeEnv())
 
     def fake(position: int, tensor: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class GradientStep:
     def __call__(
         self, rows: Int[Tensor, " minibatch"], *columns: Shaped[Tensor, "rows ..."]
     ) -> Float[Tensor, " measures"]:
-        """Take one step on these rows of the columns; the measures, taken at the parameters before the step."""
+        """Take one step on these rows of the (contiguous) columns; the measures at the parameters before the step."""
         state = (self.parameters, self._first, self._second, self._count)
         arguments = [*state, self.learning_rate, *self._fixed.values(), rows, *columns]
         with torch.no_grad():
@@ -96,6 +96,7 @@ class GradientStep:
         Where a step was refused, it is the last row.
         """
         measures = []
+        columns = [column.contiguous() for column in columns]
         for rows in shuffled_minibatches(columns[0].shape[0], epochs, minibatches, generator):
             measures.append(self(rows, *columns))
             if self.kl_stop != float("inf") and not measures[-1][0].item() <= self.kl_stop:

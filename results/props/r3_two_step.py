@@ -2,7 +2,7 @@
 
 TwoStep: an action of probability 0.0198 leads to the best return, 2; everything else earns 0.5 or 1. Both arms are the
 same tabular PPO from the same policy, 200 steps a batch, nothing retained; PROPS renews its behaviour policy every 5
-steps. Measured: environment steps until a fresh evaluation (100 sampled episodes, after every batch) reaches 1.9.
+steps. Measured: environment steps until a fresh evaluation (100 sampled episodes, after every second batch) reaches 1.9.
 
     python results/props/r3_two_step.py                # 30 seeds; writes r3_two_step.json and .md beside this file
 
@@ -32,7 +32,7 @@ from peira.runs.run import Run, create_folder, machine, versions
 
 HERE = Path(__file__).parent
 ARMS = {"props": "props", "ppo": "on-policy"}
-GOAL, LEAST_STEPS = 1.9, 16_000
+GOAL, LEAST_STEPS, BETWEEN_EVALUATIONS = 1.9, 8_000, 400
 
 
 def first_policy(folder: Path) -> None:
@@ -64,7 +64,7 @@ def learning_curve(arm: str, seed: int, steps: int, *, compiled: bool = True) ->
             props.two_step(),
             seed=seed,
             steps=steps,
-            evaluations=steps // 200,
+            evaluations=steps // BETWEEN_EVALUATIONS,
             sampler=ARMS[arm],
             initial_policy=str(folder / "first"),
             store=False,
@@ -94,7 +94,7 @@ def report(curves: dict[str, list[list[list[float]]]], steps: int) -> dict:
         at = {
             str(int(of_arm[0][0][i])): float(returns[:, i].mean())
             for i in shared
-            if of_arm[0][0][i] % 4000 == 0
+            if of_arm[0][0][i] % 2000 == 0
         }
         arms[arm] = {
             "median_steps_to_goal": float(np.median(times[arm])),
@@ -124,12 +124,12 @@ def markdown(document: dict) -> str:
         f"`{document['command']}` · seeds 0 to {document['seeds'] - 1} · budget {document['steps']} steps; a run ends "
         f"at {LEAST_STEPS} steps, or later, once it has reached a return of {GOAL}",
         "",
-        "| arm | median steps to a return of 1.9 | runs that reached it | mean return at 4 000 | at 8 000 | at 16 000 |",
+        "| arm | median steps to 1.9 | runs that reached it | mean return at 2 000 | at 4 000 | at 8 000 |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for arm, entry in arms.items():
         at = entry["mean_return_at"]
-        cells = [f"{at[key]:.2f}" if key in at else "" for key in ("4000", "8000", "16000")]
+        cells = [f"{at[key]:.2f}" if key in at else "" for key in ("2000", "4000", "8000")]
         lines.append(
             f"| {arm} | {entry['median_steps_to_goal']:.0f} | {entry['reached']} of {entry['runs']} | "
             + " | ".join(cells)
