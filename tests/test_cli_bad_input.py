@@ -95,7 +95,6 @@ LINES = {
     "run ppo --num-envs -1": "num_envs: expected at least 1, got -1",
     "run ppo --num-envs 3": "batch_steps: expected a multiple of num_envs=3, got 2048",
     "run ppo --minibatches 0": "minibatches: expected at least 1, got 0",
-    "run props --retained 0": "retained: expected at least 1, the newest batch, got 0",
     "run ppo --threads 0": "threads: expected at least 1, got 0",
     "run ppo --checkpoint-seconds -1": "checkpoint_seconds: expected at least 0, got -1",
     # Environments.
@@ -140,6 +139,10 @@ LINES = {
     "store": "store: name an action; there are show, stats, import, export, verify, compact",
     "store shaw": "store: there is no 'shaw'; did you mean 'show'?",
     "store show": "store show: expected PATH, got 0 path(s)",
+    "run ppo --learning-rate -0.1": "learning_rate: expected at least 0, got -0.1",
+    "run ppo --discount 1.5": "discount: expected 0 to 1, got 1.5",
+    "run ppo --hidden 0": "hidden: expected layers of at least 1, got 0",
+    "run props --retained 0": "retained: expected at least 1, got 0",
     "store export only_one": "store export: expected PATH FILE, got 1 path(s)",
     "store show nowhere": "store: there is none in nowhere; name the folder that holds experience.lance",
     "store compact a_file": "store: there is none in a_file; name the folder that holds experience.lance",
@@ -228,9 +231,9 @@ def test_a_run_of_another_version_says_which_settings_differ(commands, finished,
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("reward 300 nan", "reward that is not finite at step 299 of copy 0: [nan]"),
-        ("observation 300 nan", "observation that is not finite at step 299 of copy 0: ["),
-        ("reward 300 inf", "reward that is not finite at step 299 of copy 0: [inf]"),
+        ("reward 300 nan", "a reward that is not finite at step 299 of copy 0: [nan]"),
+        ("observation 300 nan", "an observation that is not finite at step 299 of copy 0: ["),
+        ("reward 300 inf", "a reward that is not finite at step 299 of copy 0: [inf]"),
     ],
 )
 def test_a_broken_environment_stops_the_run_which_can_go_on_once_it_is_healed(
@@ -248,7 +251,7 @@ def test_a_broken_environment_stops_the_run_which_can_go_on_once_it_is_healed(
         again = commands.run("run", "--resume", folder)
     finally:
         broken.unlink()
-    said = f"peira: environment broken:Broken-v0 returned a {said}"
+    said = f"peira: environment broken:Broken-v0 returned {said}"
     go_on = f"; nothing was learned from it\ngo on with: peira run --resume {folder}\n"
     assert ended.status == 1
     assert ended.stderr.startswith(said)

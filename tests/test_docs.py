@@ -16,7 +16,9 @@ def test_bring_your_own_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert float(capsys.readouterr().out.splitlines()[0]) > 0.5
 
 
-@pytest.mark.parametrize("page", [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"], ids=lambda p: p.name
+)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if "://" not in target:

@@ -118,13 +118,12 @@ class ControlEnv(VectorEnv, ABC):
         return observation, reward, terminated, truncated, info
 
     def state_dict(self) -> dict:
-        oldest = self._steps - len(self._actions)
         return {
             "seed": self.seed,
             "observation": self.observation.copy(),
             "actions": np.stack(self._actions) if self._actions else np.zeros((0, self.num_envs), np.float32),
-            "began": self._began - oldest,
-            "steps": self._steps - oldest,
+            "began": self._began.copy(),
+            "steps": self._steps,
             "starts": self._starts(),
         }
 
@@ -136,7 +135,7 @@ class ControlEnv(VectorEnv, ABC):
         self._steps = state["steps"]
         self._actions = list(state["actions"])
         observation = self._restart(state["starts"])
-        for time, executed in enumerate(self._actions):
+        for time, executed in enumerate(self._actions, start=self._steps - len(self._actions)):
             running = np.flatnonzero(self._began <= time)
             if len(running):
                 observation[running] = self._replay(executed, running)

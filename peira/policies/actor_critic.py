@@ -74,10 +74,20 @@ class ActorCritic(nn.Module, ABC):
         """π(· | observation)."""
 
     @abstractmethod
+    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Float[Tensor, "*shape choices"]:
+        """The randomness of one choice for each place of `shape`; drawn at once for a whole rollout."""
+
+    @abstractmethod
+    def choose(
+        self, observation: Float[Tensor, "*batch obs"], noise: Float[Tensor, "*batch choices"]
+    ) -> Shaped[Tensor, "*chosen"]:
+        """The action from π(· | observation) that this noise stands for: a function without chance of its own."""
+
     def sample(
         self, observation: Float[Tensor, "*batch obs"], generator: torch.Generator
-    ) -> Shaped[Tensor, "*action"]:
-        """An action drawn from π(· | observation), without its log-probability: the inner loop of a rollout."""
+    ) -> Shaped[Tensor, "*chosen"]:
+        """An action drawn from π(· | observation)."""
+        return self.choose(observation, self.noise(observation.shape[:-1], generator))
 
     @abstractmethod
     def mode(self, observation: Float[Tensor, "*batch obs"]) -> Shaped[Tensor, "*action"]:
@@ -143,12 +153,13 @@ class GaussianActorCritic(ActorCritic):
             Normal(mean, self.log_std.exp().expand_as(mean), validate_args=False), 1, validate_args=False
         )
 
-    def sample(
-        self, observation: Float[Tensor, "*batch obs"], generator: torch.Generator
-    ) -> Float[Tensor, "*batch action"]:
-        mean = self.actor_head(self.features(observation))
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        return torch.addcmul(mean, noise, self.log_std.exp())
+    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Float[Tensor, "*shape choices"]:
+        return torch.randn(*shape, self.action_size, generator=generator)
+
+    def choose(
+        self, observation: Float[Tensor, "*batch obs"], noise: Float[Tensor, "*batch choices"]
+    ) -> Float[Tensor, "*batch choices"]:
+        return torch.addcmul(self.mode(observation), noise, self.log_std.exp())
 
     def mode(self, observation: Float[Tensor, "*batch obs"]) -> Float[Tensor, "*batch action"]:
         return self.actor_head(self.features(observation))
@@ -160,13 +171,14 @@ class CategoricalActorCritic(ActorCritic):
     def distribution(self, observation: Float[Tensor, "*batch obs"]) -> Categorical:
         return Categorical(logits=self.actor_head(self.features(observation)), validate_args=False)
 
-    def sample(
-        self, observation: Float[Tensor, "*batch obs"], generator: torch.Generator
+    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Float[Tensor, "*shape choices"]:
+        # Gumbel noise: the arg max of logits + noise is a draw from the softmax.
+        return -torch.empty(*shape, self.action_size).exponential_(generator=generator).log_()
+
+    def choose(
+        self, observation: Float[Tensor, "*batch obs"], noise: Float[Tensor, "*batch choices"]
     ) -> Shaped[Tensor, "*batch"]:
-        logits = self.actor_head(self.features(observation))
-        # The Gumbel-max trick: arg max of logits + Gumbel noise is a draw from the softmax.
-        noise = torch.empty_like(logits).exponential_(generator=generator).log_()
-        return (logits - noise).argmax(-1)
+        return (self.actor_head(self.features(observation)) + noise).argmax(-1)
 
     def mode(self, observation: Float[Tensor, "*batch obs"]) -> Shaped[Tensor, "*batch"]:
         return self.actor_head(self.features(observation)).argmax(-1)

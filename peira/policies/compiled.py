@@ -10,7 +10,8 @@ import shutil
 from collections.abc import Callable, Collection
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 
 def can_compile() -> bool:
@@ -58,6 +59,40 @@ def compile_function(
         return torch._inductor.standalone_compile(
             graph, arguments, dynamic_shapes="from_graph", options=options
         )
+
+
+class CompiledChoice:
+    """`policy.choose` as one native call, for batches of the size of the first; follows the policy as it changes."""
+
+    def __init__(self, policy: nn.Module):
+        self._module = _Choice(policy)
+        tensors = {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
+        unread = ("critic_", "normaliser.moments")
+        self._tensors = {
+            name: value
+            for name, value in tensors.items()
+            if not name.removeprefix("policy.").startswith(unread)
+        }
+        self._function: Callable[..., tuple[Tensor, ...]] | None = None
+
+    def __call__(self, observation: Tensor, noise: Tensor) -> Tensor:
+        arguments = [observation, noise, *self._tensors.values()]
+        if self._function is None:
+            self._function = compile_function(self._choose, arguments)
+        return self._function(*arguments)[0]
+
+    def _choose(self, observation: Tensor, noise: Tensor, *tensors: Tensor) -> tuple[Tensor]:
+        named = dict(zip(self._tensors, tensors, strict=True))
+        return (functional_call(self._module, named, (observation, noise)),)
+
+
+class _Choice(nn.Module):
+    def __init__(self, policy: nn.Module):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
+        return self.policy.choose(observation, noise)
 
 
 def _product_and_bias(bias: Tensor, left: Tensor, right: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ batches, not within one, so that one policy version sees one normalisation; trun
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +19,7 @@ from peira.environments.normalise import RewardScaler
 from peira.evaluation.episodes import evaluate
 from peira.learners.ppo import ppo_columns, ppo_loss, ppo_update
 from peira.policies.actor_critic import ActorCritic, CategoricalActorCritic, GaussianActorCritic
+from peira.policies.compiled import CompiledChoice
 from peira.policies.files import load_policy
 from peira.policies.gradient_step import GradientStep
 from peira.runs.run import Run
@@ -82,17 +84,9 @@ class Config:
     """Compile updates to native code (needs a C++ compiler); the result differs in the last bits."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "num_envs",
-            "batch_steps",
-            "epochs",
-            "minibatches",
-            "evaluations",
-            "evaluation_episodes",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_ranges(self, _RANGES)
+        if self.hidden and min(self.hidden) < 1:
+            raise ValueError(f"hidden: expected layers of at least 1, got {min(self.hidden)}")
         if self.steps < self.batch_steps:
             raise ValueError(
                 f"steps: a budget of {self.steps} holds no batch of batch_steps={self.batch_steps}; raise it or lower "
@@ -106,6 +100,24 @@ class Config:
             raise ValueError(
                 f"minibatches: expected at most batch_steps/2={self.batch_steps // 2}, got {self.minibatches}"
             )
+
+
+_RANGES = {
+    **dict.fromkeys(("steps", "num_envs", "batch_steps", "epochs", "minibatches"), (1, math.inf)),
+    **dict.fromkeys(("evaluations", "evaluation_episodes"), (1, math.inf)),
+    **dict.fromkeys(("discount", "gae_lambda", "clip"), (0, 1)),
+    **dict.fromkeys(("learning_rate", "value_clip", "value_coefficient", "kl_stop"), (0, math.inf)),
+    **dict.fromkeys(("entropy_coefficient", "max_gradient_norm"), (0, math.inf)),
+}
+
+
+def check_ranges(config: object, ranges: dict[str, tuple[float, float]]) -> None:
+    """Raise ValueError, naming field and value, for a setting outside its range; None stands for no limit."""
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            expected = f"at least {low}" if high == math.inf else f"{low} to {high}"
+            raise ValueError(f"{name}: expected {expected}, got {value}")
 
 
 def preset(env: str) -> Config:
@@ -165,6 +177,7 @@ def run(config: Config, run: Run) -> ActorCritic:
     if not run.keep(env=env, policy=policy, step=step, scaler=scaler):
         env.reset()
 
+    choose = CompiledChoice(policy) if config.compiled else None
     for _ in run.iterations(config.batch_steps):
         if config.anneal:
             step.learning_rate.fill_(config.learning_rate * (1 - run.real_steps / config.steps))
@@ -174,6 +187,7 @@ def run(config: Config, run: Run) -> ActorCritic:
             config.batch_steps // config.num_envs,
             run.generator("actions"),
             gathered_for=policy.version,
+            choose=choose,
         )
         run.gathered(policy, batch)
         run.learns_from(policy, batch)

@@ -19,6 +19,7 @@ The figures to expect are in docs/props.md.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -30,6 +31,7 @@ from peira.evaluation.episodes import evaluate
 from peira.experience.batch import RetainedBatches
 from peira.learners.ppo import ppo_columns, ppo_update
 from peira.policies.actor_critic import ActorCritic
+from peira.policies.compiled import CompiledChoice
 from peira.recipes import ppo
 from peira.runs.run import Run
 from peira.sources.props import OnPolicySampler, PropsSampler
@@ -66,14 +68,22 @@ class Config(ppo.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.retained < 1:
-            raise ValueError(f"retained: expected at least 1, the newest batch, got {self.retained}")
+        ppo.check_ranges(self, _RANGES)
         if self.behaviour_interval % self.num_envs or self.batch_steps % self.behaviour_interval:
             raise ValueError(
                 f"behaviour_interval: expected a multiple of num_envs={self.num_envs} that divides "
                 f"batch_steps={self.batch_steps}, got {self.behaviour_interval}"
             )
 
+
+_RANGES = {
+    **dict.fromkeys(
+        ("retained", "behaviour_interval", "behaviour_epochs", "behaviour_minibatches"), (1, math.inf)
+    ),
+    **dict.fromkeys(("behaviour_learning_rate", "behaviour_kl_penalty", "behaviour_kl_stop"), (0, math.inf)),
+    "behaviour_clip": (0, 1),
+    "ros_step_size": (0, math.inf),
+}
 
 # The released PROPS runs, and what tuning gave PPO and PPO-Buffer on the same tasks: ``props.md`` 2.12.
 _PAPER = {
@@ -184,6 +194,7 @@ def run(config: Config, run: Run) -> ActorCritic:
         env.reset()
 
     interval = config.batch_steps if config.sampler == "on-policy" else config.behaviour_interval
+    choose = None
     for _ in run.iterations(config.batch_steps):
         if config.anneal:
             step.learning_rate.fill_(config.learning_rate * (1 - run.real_steps / config.steps))
@@ -193,12 +204,15 @@ def run(config: Config, run: Run) -> ActorCritic:
             window = retained.window(interval)
             rows = (window.rows("observation"), window.rows("action")) if window else (torch.empty(0),) * 2
             behaviour_measures.append(sampler.update(target, *rows, new))
+            if choose is None and config.compiled:
+                choose = CompiledChoice(sampler.policy)
             fresh = rollout(
                 env,
                 sampler.policy,
                 interval // config.num_envs,
                 run.generator("actions"),
                 gathered_for=target.version,
+                choose=choose,
             )
             retained.extend(fresh)
             new = fresh.steps

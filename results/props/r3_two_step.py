@@ -2,7 +2,8 @@
 
 TwoStep: an action of probability 0.0198 leads to the best return, 2; everything else earns 0.5 or 1. Both arms are the
 same tabular PPO from the same policy, 200 steps a batch, nothing retained; PROPS renews its behaviour policy every 5
-steps. Measured: environment steps until a fresh evaluation (100 sampled episodes, after every second batch) reaches 1.9.
+steps. Measured: environment steps until a fresh evaluation (100 sampled episodes, after every second batch) reaches
+1.9.
 
     python results/props/r3_two_step.py                # 30 seeds; writes r3_two_step.json and .md beside this file
 

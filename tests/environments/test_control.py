@@ -227,7 +227,7 @@ def test_a_value_that_is_no_number_stops_at_once_and_is_named(faulty, field, bad
     played = play(env, np.zeros((4, 2), np.int64))
     assert len(played) == 4
     expected = (
-        rf"environment peira-tests/Faulty-v0 returned a {field} that is not finite at step 4 of copy 0: "
+        rf"environment peira-tests/Faulty-v0 returned an? {field} that is not finite at step 4 of copy 0: "
         r".*; nothing was learned from it"
     )
     with pytest.raises(EnvironmentFault, match=expected):

@@ -169,3 +169,14 @@ def test_compiled_equals_eager_and_takes_other_lengths():
     data[2][:] = 20.0
     assert len(step.epochs(data, epochs=2, minibatches=1, generator=generator())) == 1
     assert torch.equal(flat(policy), before)
+
+
+@pytest.mark.skipif(not can_compile(), reason="needs a C++ compiler")
+def test_compilation_can_begin_with_tensors_cut_from_larger_ones():
+    policy, eager = make(), make()
+    step = GradientStep(policy, loss, learning_rate=LEARNING_RATE, compiled=True)
+    reference = GradientStep(eager, loss, learning_rate=LEARNING_RATE, compiled=False)
+    data, rows = columns(eager), torch.arange(ROWS)
+    cut = [torch.cat([column, column])[ROWS:] for column in data]
+    torch.testing.assert_close(step(rows, *cut), reference(rows, *data), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(flat(policy), flat(eager), rtol=0, atol=1e-5)
