@@ -157,9 +157,10 @@ class ControlEnv(VectorEnv, ABC):
         # A finite sum has only finite entries, and is found faster than they are looked at.
         if not np.isfinite(values.sum()):
             for copy in np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1)):
+                shown = np.array2string(np.atleast_1d(values[copy]), threshold=6)
                 raise EnvironmentFault(
-                    f"environment {self.id} returned {_ARTICLE[field]} {field} that is not finite at step {self._steps} of copy "
-                    f"{copy}: {np.array2string(np.atleast_1d(values[copy]), threshold=6)}; nothing was learned from it"
+                    f"environment {self.id} returned {_ARTICLE[field]} {field} that is not finite at step "
+                    f"{self._steps} of copy {copy}: {shown}; nothing was learned from it"
                 )
         return values
 

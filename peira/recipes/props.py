@@ -1,9 +1,9 @@
 """PROPS: gather what has been sampled too rarely, so that old and new steps together become on-policy.
 
 Corrado & Hanna, "On-Policy Policy Gradient Reinforcement Learning Without On-Policy Sampling", arXiv 2311.08290. A
-finite batch never shows actions in the proportions of the policy that drew them, and steps kept from earlier policies less
-so. Rather than reweight, PROPS changes what is sampled next: every m steps a behaviour policy is copied from the target
-and pushed away from what the window already holds. The target update is plain PPO, without importance weights.
+finite batch never shows actions in the proportions of the policy that drew them, and steps kept from earlier policies
+less so. Rather than reweight, PROPS changes what is sampled next: every m steps a behaviour policy is copied from the
+target and pushed away from what the window already holds. The target update is plain PPO, without importance weights.
 
 Departures from the released code, each for a reason given in ``props.md``: normalisers move between batches; truncated
 episodes bootstrap; the behaviour update at a target boundary uses quantities of the new target; the window holds only
