@@ -141,5 +141,5 @@ def test_a_block_of_2048_steps_costs_little_of_the_learner():
         start = time.thread_time()
         assembler.add(block, policy_id="ppo", policy_version=0, task_id="Hopper-v5")
         costs.append(time.thread_time() - start)
-    # 1.2 ms where it was measured; the bound leaves room for a busy or slower machine.
+    # 1.3 to 1.7 ms where it was measured; the bound leaves room for a busy or slower machine.
     assert np.median(costs) < 5e-3
