@@ -17,6 +17,7 @@ from functools import partial
 from peira.environments.control import ControlEnv, make_control
 from peira.environments.normalise import RewardScaler
 from peira.evaluation.episodes import evaluate
+from peira.experience.batch import Batch
 from peira.learners.ppo import ppo_columns, ppo_loss, ppo_update
 from peira.policies.actor_critic import ActorCritic, CategoricalActorCritic, GaussianActorCritic
 from peira.policies.compiled import CompiledChoice
@@ -169,6 +170,50 @@ def ppo_step(config: Config, policy: ActorCritic) -> GradientStep:
     )
 
 
+def learn(
+    config: Config,
+    run: Run,
+    policy: ActorCritic,
+    step: GradientStep,
+    scaler: RewardScaler,
+    batch: Batch,
+    latest: Batch,
+) -> None:
+    """Update the policy from `batch`, of which the normalisers have not seen the `latest` steps yet.
+
+    Steps of every age are read with the statistics of today (``props.md`` 2.8), and weighted alike (2.7).
+    """
+    if config.normalise_observation:
+        policy.normaliser.update(latest.rows("observation"))
+    reward = batch.reward
+    if config.normalise_reward:
+        scaler.update(latest.reward, latest.done)
+        reward = scaler.scale(batch.reward)
+    columns = ppo_columns(policy, batch, reward, discount=config.discount, decay=config.gae_lambda)
+    measures = ppo_update(
+        step,
+        policy,
+        columns,
+        epochs=config.epochs,
+        minibatches=config.minibatches,
+        generator=run.generator("minibatches"),
+    )
+    run.log(measures)
+
+
+def evaluate_when_due(config: Config, run: Run, policy: ActorCritic) -> None:
+    """Judge the policy on fresh episodes, `config.evaluations` times over the budget."""
+    if run.evaluation_due:
+        evaluation = evaluate(
+            policy,
+            config.env,
+            config.evaluation_episodes,
+            run.evaluation_seed,
+            deterministic=config.deterministic_evaluation,
+        )
+        run.evaluated(evaluation)
+
+
 def run(config: Config, run: Run) -> ActorCritic:
     env = make_control(config.env, config.num_envs, run.derived_seed("environment"))
     policy = actor_critic(config, env, run)
@@ -192,32 +237,7 @@ def run(config: Config, run: Run) -> ActorCritic:
         run.gathered(policy, batch)
         run.learns_from(policy, batch)
 
-        reward = batch.reward
-        if config.normalise_observation:
-            policy.normaliser.update(batch.rows("observation"))
-        if config.normalise_reward:
-            scaler.update(batch.reward, batch.done)
-            reward = scaler.scale(batch.reward)
-        columns = ppo_columns(policy, batch, reward, discount=config.discount, decay=config.gae_lambda)
-        run.log(
-            ppo_update(
-                step,
-                policy,
-                columns,
-                epochs=config.epochs,
-                minibatches=config.minibatches,
-                generator=run.generator("minibatches"),
-            )
-        )
-        if run.evaluation_due:
-            run.evaluated(
-                evaluate(
-                    policy,
-                    config.env,
-                    config.evaluation_episodes,
-                    run.evaluation_seed,
-                    deterministic=config.deterministic_evaluation,
-                )
-            )
+        learn(config, run, policy, step, scaler, batch, latest=batch)
+        evaluate_when_due(config, run, policy)
     env.close()
     return policy

@@ -27,9 +27,7 @@ import torch
 
 from peira.environments.control import make_control
 from peira.environments.normalise import RewardScaler
-from peira.evaluation.episodes import evaluate
 from peira.experience.batch import RetainedBatches
-from peira.learners.ppo import ppo_columns, ppo_update
 from peira.policies.actor_critic import ActorCritic
 from peira.policies.compiled import CompiledChoice
 from peira.recipes import ppo
@@ -221,35 +219,9 @@ def run(config: Config, run: Run) -> ActorCritic:
         run.learns_from(target, batch)
         run.log(mean_of(behaviour_measures))
 
-        # Steps of every age are read with the statistics of today (``props.md`` 2.8), and weighted alike (2.7).
         latest = batch.between(-(config.batch_steps // config.num_envs))
-        if config.normalise_observation:
-            target.normaliser.update(latest.rows("observation"))
-        reward = batch.reward
-        if config.normalise_reward:
-            scaler.update(latest.reward, latest.done)
-            reward = scaler.scale(batch.reward)
-        columns = ppo_columns(target, batch, reward, discount=config.discount, decay=config.gae_lambda)
-        run.log(
-            ppo_update(
-                step,
-                target,
-                columns,
-                epochs=config.epochs,
-                minibatches=config.minibatches,
-                generator=run.generator("minibatches"),
-            )
-        )
-        if run.evaluation_due:
-            run.evaluated(
-                evaluate(
-                    target,
-                    config.env,
-                    config.evaluation_episodes,
-                    run.evaluation_seed,
-                    deterministic=config.deterministic_evaluation,
-                )
-            )
+        ppo.learn(config, run, target, step, scaler, batch, latest)
+        ppo.evaluate_when_due(config, run, target)
     env.close()
     return target
 

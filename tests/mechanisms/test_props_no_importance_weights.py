@@ -7,7 +7,7 @@ import torch
 from quiet_run import QuietRun
 
 from peira.policies.files import policy_hash
-from peira.recipes import props
+from peira.recipes import ppo, props
 
 CONFIG = props.Config(
     env="CartPole-v1",
@@ -26,7 +26,7 @@ CONFIG = props.Config(
     store=False,
     compiled=False,
 )
-GATHER, COLUMNS = props.rollout, props.ppo_columns
+GATHER, COLUMNS = props.rollout, ppo.ppo_columns
 
 
 def gather_with_noise(*arguments, **options):
@@ -57,7 +57,7 @@ def test_noise_on_behaviour_probabilities_leaves_every_update_identical(monkeypa
 
 
 def test_importance_weights_in_the_target_update_are_noticed(monkeypatch):
-    monkeypatch.setattr(props, "ppo_columns", importance_weighted_columns)
+    monkeypatch.setattr(ppo, "ppo_columns", importance_weighted_columns)
     with pytest.raises(AssertionError):
         assert_behaviour_probabilities_do_not_matter(monkeypatch)
 
@@ -73,7 +73,7 @@ def first_ratios(monkeypatch, columns_function):
         found.append((ratio, (policy.version - batch.rows("policy_version"))))
         return columns
 
-    monkeypatch.setattr(props, "ppo_columns", recorded)
+    monkeypatch.setattr(ppo, "ppo_columns", recorded)
     props.run(CONFIG, QuietRun(CONFIG))
     return found
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from quiet_run import COUNTER, QuietRun
 
-from peira.recipes import props
+from peira.recipes import ppo, props
 from peira.sources.props import PropsSampler
 
 N = 8
@@ -30,14 +30,14 @@ CONFIG = props.Config(
 def updates(monkeypatch):
     """For each target update: raw observations, the same as the policy reads them, and scaled rewards."""
     found = []
-    columns_function = props.ppo_columns
+    columns_function = ppo.ppo_columns
 
     def recorded(policy, batch, reward, **options):
         raw = batch.rows("observation")
         found.append((raw.clone(), policy.normalised(raw), batch.reward.clone(), reward))
         return columns_function(policy, batch, reward, **options)
 
-    monkeypatch.setattr(props, "ppo_columns", recorded)
+    monkeypatch.setattr(ppo, "ppo_columns", recorded)
     props.run(CONFIG, QuietRun(CONFIG))
     return found
 

@@ -11,7 +11,7 @@ from quiet_run import COUNTER, QuietRun
 
 from peira.credit.gae import generalised_advantages
 from peira.learners import ppo as ppo_learner
-from peira.recipes import props
+from peira.recipes import ppo, props
 from peira.sources.props import OnPolicySampler
 
 N, M = 8, 4
@@ -51,7 +51,7 @@ class Recorder(OnPolicySampler):
 def run_and_record(monkeypatch, config):
     """Row ids of every behaviour update, and what each target update worked with."""
     seen, updates = [], []
-    columns_function = props.ppo_columns
+    columns_function = ppo.ppo_columns
 
     def recorded(policy, batch, reward, **options):
         columns = columns_function(policy, batch, reward, **options)
@@ -62,7 +62,7 @@ def run_and_record(monkeypatch, config):
 
     with monkeypatch.context() as patch:
         patch.setattr(props, "sampler_for", lambda config, target, run: Recorder(target, seen))
-        patch.setattr(props, "ppo_columns", recorded)
+        patch.setattr(ppo, "ppo_columns", recorded)
         props.run(config, QuietRun(config))
     return seen, updates
 
