@@ -35,7 +35,6 @@ class BufferedWriter:
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
         self._room = threading.Condition()
         self._waiting_rows = 0
-        self._flushing = 0
         self._error: BaseException | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._write, name="experience-writer", daemon=True)
@@ -64,12 +63,8 @@ class BufferedWriter:
         """Return when everything handed over is safe in the store."""
         with self._room:
             self._raise_if_broken()
-            self._flushing += 1
             self._queue.put(None)
-            try:
-                self._room.wait_for(lambda: self._error or self._waiting_rows == 0)
-            finally:
-                self._flushing -= 1
+            self._room.wait_for(lambda: self._error or self._waiting_rows == 0)
             self._raise_if_broken()
 
     def close(self) -> None:
@@ -108,13 +103,14 @@ class BufferedWriter:
                 since = since if gathered else time.monotonic()
                 gathered.append(entry)
                 rows += entry.num_rows
-            late = gathered and time.monotonic() - since >= self.flush_seconds
+            # Nothing more came in time, or a flush asks for what came before it.
+            asked = entry is None or time.monotonic() - since >= self.flush_seconds
             # A queue with no room for another such table must be emptied, or its caller would wait for the
             # clock.
             full = (
                 rows >= self.flush_rows or rows + (entry.num_rows if entry is not None else 0) > self.max_rows
             )
-            if gathered and (full or late or self._flushing):
+            if gathered and (full or asked):
                 try:
                     for table in _alike(gathered):
                         self.store.append(table)

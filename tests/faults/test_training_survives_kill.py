@@ -80,7 +80,8 @@ def test_ten_kills_at_random_moments_change_nothing(commands, undisturbed, name)
     while kills < KILLS:
         going_on = ["run", "--resume", folder, "--checkpoint-seconds", "0"]
         command = commands.start(*(going_on if (folder / "config.yaml").exists() else start))
-        time.sleep(chance.uniform(0.0, 0.3 * seconds))
+        wait_for_lines(folder, len(metrics_so_far(folder)) + chance.choice([0, 1, 1, 2]))
+        time.sleep(chance.uniform(0.0, 0.1 * seconds))
         command.send(signal.SIGKILL)
         ended = command.wait()
         assert ended.status in (-signal.SIGKILL, 0), ended.stderr
@@ -102,6 +103,14 @@ def test_ten_kills_at_random_moments_change_nothing(commands, undisturbed, name)
 def metrics_so_far(folder: Path) -> list[str]:
     path = folder / "metrics.jsonl"
     return path.read_text().splitlines() if path.exists() else []
+
+
+def wait_for_lines(folder: Path, wanted: int) -> None:
+    """Until that many iterations are in the metrics, or the run is over: a busy machine is waited for."""
+    deadline = time.monotonic() + 60
+    while len(metrics_so_far(folder)) < wanted and not (folder / "summary.json").exists():
+        assert time.monotonic() < deadline, f"{folder} did not come to iteration {wanted}"
+        time.sleep(0.005)
 
 
 def until_killed_in(function: str, *, call: int) -> str:
