@@ -31,6 +31,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from peira.environments.control import EnvPoolControl, make_control
 from peira.policies.actor_critic import CategoricalActorCritic, GaussianActorCritic
+from peira.policies.compiled import CompiledChoice
 from peira.recipes import ppo
 from peira.runs.plots import read_metrics, series
 from peira.runs.run import Run, create_folder, machine, versions
@@ -152,13 +153,14 @@ def measure(env_id: str, rounds: int, batches: int) -> dict:
     kind = CategoricalActorCritic if env.discrete else GaussianActorCritic
     generator = torch.Generator().manual_seed(0)
     policy = kind(env.observation_size, env.action_size, generator=generator)
+    choose = CompiledChoice(policy)
 
     def bare() -> None:
         for action in actions:
             pool.step(action)
 
     def gather() -> None:
-        rollout(env, policy, BATCH // ENVS, generator, gathered_for=0)
+        rollout(env, policy, BATCH // ENVS, generator, gathered_for=0, choose=choose)
 
     theirs.learn(BATCH)
     bare()
