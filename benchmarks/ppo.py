@@ -5,7 +5,7 @@ rows). Ours is the whole recipe with ledger, metrics, TensorBoard and store; bot
 batches, and alternate, so that a machine whose speed drifts slows both. Throughput is environment steps of training a
 wall second; ratios are medians over the rounds.
 
-    python benchmarks/ppo.py                        # speed, about 6 minutes on two cores
+    python benchmarks/ppo.py                        # speed, about 4 minutes on two cores
     python benchmarks/ppo.py --curves               # and learning curves: 3 seeds each, about 15 minutes more
 
 Needs `pip install 'peira[bench]'` (`make bench` does it).
@@ -18,10 +18,10 @@ import json
 import statistics
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import scipy.stats
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -39,6 +39,7 @@ from peira.sources.rollout import rollout
 
 ENVIRONMENTS = ("HalfCheetah-v5", "CartPole-v1")
 ENVS, BATCH, EPOCHS, MINIBATCH = 8, 2048, 10, 64
+POINTS, EPISODES = 5, 20  # of a learning curve
 PARTS = ("environment", "inference", "update", "rest")
 
 
@@ -188,46 +189,56 @@ def measure(env_id: str, rounds: int, batches: int) -> dict:
     }
 
 
-def our_score(env_id: str, seed: int, steps: int) -> float:
-    """Final evaluation of `peira run ppo` under the benchmark's settings."""
+def our_curve(env_id: str, seed: int, steps: int) -> list[float]:
+    """Evaluation returns of `peira run ppo` under Stable-Baselines3's settings: raw observations and rewards."""
     with tempfile.TemporaryDirectory() as name:
         config = ppo.Config(
             env=env_id,
             steps=steps,
             seed=seed,
+            num_envs=ENVS,
+            batch_steps=BATCH,
+            epochs=EPOCHS,
+            minibatches=BATCH // MINIBATCH,
             kl_stop=None,
             value_clip=None,
+            anneal=False,
+            normalise_reward=False,
+            normalise_observation=False,
             store=False,
-            evaluation_episodes=20,
+            evaluations=POINTS,
+            evaluation_episodes=EPISODES,
         )
-        config = replace(config, anneal=False, normalise_reward=False, normalise_observation=False)
-        create_folder(Path(name) / "run", "ppo", config)
-        run = Run(
-            Path(name) / "run",
-            "ppo",
-            config,
-            console=Console(quiet=True),
-            resumed=False,
-            checkpoint_seconds=1e9,
-        )
+        folder = Path(name) / "run"
+        create_folder(folder, "ppo", config)
+        run = Run(folder, "ppo", config, console=Console(quiet=True), resumed=False, checkpoint_seconds=1e9)
         run.finish(ppo.run(config, run))
-        return float(series(read_metrics(Path(name) / "run"), "evaluation_return")[1][-1])
+        return series(read_metrics(folder), "evaluation_return")[1].tolist()
 
 
-def their_score(env_id: str, seed: int, steps: int) -> float:
-    model = sb3(env_id, seed).learn(steps)
-    returns, _ = evaluate_policy(
-        model, make_vec_env(env_id, 1, seed=seed + 1000), n_eval_episodes=20, return_episode_rewards=True
-    )
-    return float(np.mean(returns))
+def their_curve(env_id: str, seed: int, steps: int) -> list[float]:
+    """Evaluation returns of Stable-Baselines3's PPO at the same numbers of steps."""
+    model, returns = sb3(env_id, seed), []
+    for point in range(POINTS):
+        model.learn(steps // POINTS, reset_num_timesteps=False)
+        env = make_vec_env(env_id, EPISODES, seed=1000 * (seed + 1) + point)
+        returns.append(float(evaluate_policy(model, env, n_eval_episodes=EPISODES)[0]))
+    return returns
 
 
-def curves(env_id: str, steps: int, seeds: int) -> dict[str, list[float]]:
-    """Mean return of 20 evaluation episodes after the same number of steps, a seed each."""
+def curves(env_id: str, steps: int, seeds: int) -> dict:
+    """Learning curves of both, and the difference of their means over the curve: ours − theirs, paired by seed."""
+    ours = [our_curve(env_id, seed, steps) for seed in range(seeds)]
+    theirs = [their_curve(env_id, seed, steps) for seed in range(seeds)]
+    difference = np.mean(ours, axis=1) - np.mean(theirs, axis=1)
+    error = difference.std(ddof=1) / np.sqrt(seeds)
+    half = float(error * scipy.stats.t.ppf(0.975, seeds - 1))
     return {
-        "steps": steps,
-        "peira": [our_score(env_id, seed, steps) for seed in range(seeds)],
-        "sb3": [their_score(env_id, seed, steps) for seed in range(seeds)],
+        "steps": [steps // POINTS * (point + 1) for point in range(POINTS)],
+        "peira": ours,
+        "sb3": theirs,
+        "area_difference": float(difference.mean()),
+        "area_difference_interval": [float(difference.mean()) - half, float(difference.mean()) + half],
     }
 
 
@@ -237,7 +248,9 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=14, help="batches of ours in a round")
-    parser.add_argument("--curves", action="store_true", help="also train 3 seeds of each and compare scores")
+    parser.add_argument(
+        "--curves", action="store_true", help="also train 3 seeds of each and compare learning curves"
+    )
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -248,8 +261,8 @@ def main() -> None:
         "machine": machine(),
     }
     if options.curves:
-        for env_id, steps in zip(ENVIRONMENTS, (200_000, 60_000), strict=True):
-            result["environments"][env_id]["score"] = curves(env_id, steps, 3)
+        for env_id, batches in zip(ENVIRONMENTS, (100, 30), strict=True):
+            result["environments"][env_id]["curves"] = curves(env_id, batches * BATCH, 3)
     columns = ("environment", "peira", "sb3", "ratio", "no store", "rollout", "envpool", "ratio", *PARTS)
     page = Table(*columns, title="environment steps a second (medians) and shares of wall time", box=None)
     for env_id, entry in result["environments"].items():
@@ -267,8 +280,14 @@ def main() -> None:
         )
     Console().print(page)
     for env_id, entry in result["environments"].items():
-        if "score" in entry:
-            print(f"{env_id} after {entry['score']['steps']:,} steps: {entry['score']}")
+        if "curves" in entry:
+            found = entry["curves"]
+            low, high = found["area_difference_interval"]
+            print(
+                f"{env_id}: mean of the curve, ours − theirs {found['area_difference']:.0f} [{low:.0f}, {high:.0f}]"
+            )
+            for name in ("peira", "sb3"):
+                print(f"  {name}, after {found['steps']}: {np.mean(found[name], axis=0).round().tolist()}")
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
 

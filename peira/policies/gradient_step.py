@@ -6,6 +6,7 @@ the minibatch, forward, backward, gradient clipping and Adam are one compiled fu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -64,14 +65,21 @@ class GradientStep:
         self._max_gradient_norm, self._epsilon = max_gradient_norm, epsilon
         self._first, self._second = torch.zeros_like(self.parameters), torch.zeros_like(self.parameters)
         self._count = torch.zeros(())
+        self._rate, self._correction = torch.zeros(()), torch.zeros(())
         self._compiled, self._function = compiled, None
 
     def __call__(
         self, rows: Int[Tensor, " minibatch"], *columns: Shaped[Tensor, "rows ..."]
     ) -> Float[Tensor, " measures"]:
         """Take one step on these rows of the (contiguous) columns; the measures at the parameters before the step."""
+        # Adam's corrections for the moments' start at 0, taken once here: in the compiled function a power of the count
+        # would be fused into the loop over parameters and taken anew for each of them.
+        count = self._count.item() + 1
+        correction = math.sqrt(1 - 0.999**count)
+        self._correction.fill_(correction)
+        self._rate.fill_(self.learning_rate.item() * correction / (1 - 0.9**count))
         state = (self.parameters, self._first, self._second, self._count)
-        arguments = [*state, self.learning_rate, *self._fixed.values(), rows, *columns]
+        arguments = [*state, self._rate, self._correction, *self._fixed.values(), rows, *columns]
         with torch.no_grad():
             if self._function is None:
                 growing = range(len(arguments) - 1 - len(columns), len(arguments))
@@ -122,7 +130,7 @@ class GradientStep:
             yield flat[start : start + shape.numel()].view(shape)
             start += shape.numel()
 
-    def _one_step(self, flat, first, second, count, learning_rate, *tensors):
+    def _one_step(self, flat, first, second, count, rate, correction, *tensors):
         fixed = {
             f"policy.{name}": value
             for name, value in zip(self._fixed, tensors[: len(self._fixed)], strict=True)
@@ -137,14 +145,11 @@ class GradientStep:
         gradients, (_, measures) = grad_and_value(loss, has_aux=True)(trained)
         gradient = torch.cat([gradients[name].flatten() for name in trained])
         gradient = gradient * (self._max_gradient_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
-        new_count = count + 1
         new_first = torch.lerp(first, gradient, 1 - 0.9)
         new_second = torch.lerp(second, gradient.square(), 1 - 0.999)
-        correction = (1 - 0.999**new_count).sqrt()
-        rate = learning_rate * correction / (1 - 0.9**new_count)
         new_flat = flat - rate * new_first / (new_second.sqrt() + self._epsilon * correction)
         taken = measures[0] <= self.kl_stop
-        olds, news = (flat, first, second, count), (new_flat, new_first, new_second, new_count)
+        olds, news = (flat, first, second, count), (new_flat, new_first, new_second, count + 1)
         for old, new in zip(olds, news, strict=True):
             old.copy_(torch.where(taken, new, old))
         return (measures,)

@@ -5,6 +5,7 @@ import copy
 import gymnasium
 import numpy as np
 import pytest
+from envpool import make_gymnasium
 
 from peira.environments.control import EnvironmentFault, EnvPoolControl, GymnasiumControl, make_control
 from peira.runs.checkpoint import load_tree, save_tree
@@ -284,3 +285,30 @@ def test_spaces_that_control_policies_cannot_serve_are_refused(observation, acti
 def test_no_environment_at_all_is_refused():
     with pytest.raises(ValueError, match="num_envs: expected at least 1, got 0"):
         make_control("CartPole-v1", 0, 0)
+
+
+@pytest.mark.parametrize("id", ["Hopper-v5", "HalfCheetah-v5", "CartPole-v1", "MountainCarContinuous-v0"])
+def test_envpool_is_stepped_as_its_own_step_would(id):
+    env = make_control(id, 3, 5)
+    env.reset()
+    pool = make_gymnasium(id, num_envs=3, seed=5)
+    pool.reset()
+    rng = np.random.default_rng(0)
+    ended = 0
+    for _ in range(1100):  # Past every time limit.
+        if env.discrete:
+            action = rng.integers(0, env.action_size, 3)
+        else:
+            action = rng.uniform(-1, 1, (3, env.action_size)).astype(np.float32)
+        _, reward, terminated, truncated, info = env.step(action)
+        kind = pool.action_space.dtype
+        observation, *theirs = pool.step(action.astype(kind))[:4]
+        seen = info["final_obs"] if info else env.observation
+        np.testing.assert_array_equal(seen, observation.astype(np.float32))
+        for ours, expected in zip((reward, terminated, truncated), theirs, strict=True):
+            np.testing.assert_array_equal(ours, expected.astype(ours.dtype))
+        done = np.flatnonzero(terminated | truncated)
+        ended += len(done)
+        if len(done):
+            pool.reset(done.astype(np.int32))
+    assert ended >= 3

@@ -1,10 +1,10 @@
-"""A compiled choice is the policy's own, and follows the policy as it learns."""
+"""A compiled choice is the policy's own, and follows the policy as it learns; compiled tanh is tanh."""
 
 import pytest
 import torch
 
 from peira.policies.actor_critic import CategoricalActorCritic, GaussianActorCritic
-from peira.policies.compiled import CompiledChoice, can_compile
+from peira.policies.compiled import CompiledChoice, can_compile, compile_function
 
 
 @pytest.mark.skipif(not can_compile(), reason="needs a C++ compiler")
@@ -21,3 +21,13 @@ def test_compiled_choice_follows_the_policy(kind):
             for parameter in policy.actor_parameters().values():
                 parameter.add_(torch.randn(parameter.shape, generator=generator))
             policy.normaliser.update(observation)
+
+
+@pytest.mark.skipif(not can_compile(), reason="needs a C++ compiler")
+def test_compiled_tanh_is_tanh():
+    x = torch.cat([torch.linspace(-12, 12, 200_001), torch.tensor([-1e30, 0.0, 1e-20, 1e30])])
+    (value,) = compile_function(lambda x: (torch.tanh(x),), [x])(x)
+    torch.testing.assert_close(value, torch.tanh(x.double()).float(), rtol=1e-6, atol=5e-7)
+    assert value.abs().max() <= 1
+    assert value[-3] == 0
+    assert value[-1] == 1
