@@ -36,8 +36,9 @@ def make_control(id: str, num_envs: int, seed: int, *, threads: int | None = Non
     """`num_envs` copies of the environment `id`, seeded seed, seed + 1, …, behind Gymnasium's vector API.
 
     Observations are float32 vectors (other spaces are flattened), actions float32 vectors (clipped to the space before
-    they are executed) or int64 numbers. `threads` is EnvPool's; by default one for every environment up to the number
-    of cores, and a single one for classic control, where waking a thread takes longer than a step. It changes no result. Raises ValueError for an id that does not exist (the nearest name is offered), a space that control
+    they are executed) or int64 numbers. `threads` is EnvPool's, and changes no result; by default one for every
+    environment up to the number of cores, and a single one for classic control, where waking a thread takes longer
+    than a step. Raises ValueError for an id that does not exist (the nearest name is offered), a space that control
     policies cannot serve, or an extra that is not installed.
     """
     if num_envs < 1:

@@ -37,6 +37,17 @@ class SamplingError:
         return self.value / self.reference_level
 
 
+def fitted_parameters(policy: nn.Module) -> int:
+    """p: entries of the last layer, less those that a softmax ignores, and a Gaussian's standard deviations."""
+    outputs, features = policy.actor_head.weight.shape
+    biased = policy.actor_head.bias is not None
+    return (
+        (features + biased + 1) * outputs
+        if hasattr(policy, "log_std")
+        else (features + biased) * (outputs - 1)
+    )
+
+
 def sampling_error(
     policy: nn.Module,
     observation: Float[Tensor, "rows ..."],
@@ -62,12 +73,11 @@ def sampling_error(
     biased = policy.actor_head.bias is not None
     features = torch.ones(rows, width + biased, dtype=torch.float64, device=hidden.device)
     features[:, :width] = hidden
+    parameters = fitted_parameters(policy)
     if hasattr(policy, "log_std"):
-        parameters = (features.shape[1] + 1) * output.shape[1]
         fit = gaussian_sampling_error if kind == "exact" else _adam_gaussian
         arguments = (features, output, policy.log_std.detach().double(), action.double())
     else:
-        parameters = features.shape[1] * (output.shape[1] - 1)  # a softmax ignores what its logits share
         if len(action) and not 0 <= action.min() <= action.max() < output.shape[1]:
             raise ValueError(
                 f"action: expected 0 to {output.shape[1] - 1}, got {int(action.min())} to {int(action.max())}"

@@ -19,6 +19,7 @@ from lance.commit import CommitConflictError
 from lance.fragment import write_fragments
 from lance.optimize import Compaction
 
+from peira.experience.disk import sync
 from peira.experience.episode import Episode, episodes_to_table, split_episodes
 from peira.experience.schema import ANNOTATION, OPTIONAL, VOCABULARY, Source, first_not_finite, validate
 
@@ -443,7 +444,7 @@ class Store:
                 self._dataset = lance.write_dataset(schema.empty_table(), self.path)
                 self._sync_manifest()
                 for folder in (Path(self.path), *Path(self.path).resolve().parents[:2]):
-                    _sync(folder)
+                    sync(folder)
         finally:
             os.close(descriptor)
 
@@ -611,29 +612,21 @@ class Store:
         folder = Path(self.path, "data")
         for fragment in fragments:
             for file in fragment.files:
-                _sync(folder / file.path)
-        _sync(folder)
+                sync(folder / file.path)
+        sync(folder)
 
     def _sync_manifest(self) -> None:
         if not self._local:
             return
         folder = Path(self.path, "_versions")
-        _sync(folder / f"{2**64 - 1 - self._dataset.version}.manifest")
-        _sync(folder)
+        sync(folder / f"{2**64 - 1 - self._dataset.version}.manifest")
+        sync(folder)
 
     def _sync_tree(self, name: str) -> None:
         if self._local:
             for path in (Path(self.path, name), *Path(self.path, name).rglob("*")):
                 if path.exists():
-                    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+                    sync(path)
 
 
 def _why(error: OSError) -> str:

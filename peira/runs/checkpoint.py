@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+
+from peira.experience.disk import sync
 
 KEPT = 2
 """Checkpoints that stay: the newest, and one before it."""
@@ -48,12 +49,12 @@ def save_tree(tree: Any, folder: Path) -> None:
     (written / "state.json").write_text(text)
     save_file(tensors, written / "state.safetensors")
     for path in (written / "state.json", written / "state.safetensors", written):
-        _sync(path)
+        sync(path)
     # Out of the way first: a folder being removed bit by bit would be there half.
     if folder.exists():
         folder.rename(replaced)
     written.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -85,11 +86,3 @@ def drop_old(folder: Path) -> None:
     numbered = sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda path: int(path.name))
     for path in numbered[:-KEPT]:
         shutil.rmtree(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

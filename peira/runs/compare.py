@@ -37,6 +37,7 @@ from peira.evaluation.statistics import (
     ratio_interval,
     stratified_bootstrap_interval,
 )
+from peira.experience.disk import write_whole
 from peira.runs import plots
 
 PROGRAM = (sys.executable, "-m", "peira")
@@ -129,7 +130,7 @@ def compare(
     for arm, of_arm in settings.items():
         folder = out / "runs" / arm
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "settings.json", json.dumps(of_arm, indent=2) + "\n")
+        write_whole(folder / "settings.json", json.dumps(of_arm, indent=2) + "\n")
 
     outcomes: dict[str, dict[int, Outcome]] = {arm: {} for arm in arms}
     for trial in trials:
@@ -139,8 +140,8 @@ def compare(
     def write_results() -> dict:
         ordered = {arm: dict(sorted(of_arm.items())) for arm, of_arm in outcomes.items()}
         result = _result(ordered, arms, env=env, steps=steps, seeds=seeds)
-        _write(out / "compare.json", to_json(result))
-        _write(out / "compare.md", markdown(result))
+        write_whole(out / "compare.json", to_json(result))
+        write_whole(out / "compare.md", markdown(result))
         plots.save(plots.comparison(result), out / "compare.png")
         return result
 
@@ -276,13 +277,6 @@ def _read_outcome(trial: Trial) -> Outcome:
             f"{path}: expected a finite score, got {summary.get('score')}; delete the run's folder"
         )
     return Outcome(summary, plots.read_metrics(trial.folder))
-
-
-def _write(path: Path, text: str) -> None:
-    """A reader sees the old file or the new one, never half of one."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text)
-    unfinished.replace(path)
 
 
 # Progress ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from peira.evaluation.sampling_error import sampling_error
+from peira.evaluation.sampling_error import fitted_parameters, sampling_error
 from peira.experience.batch import SOURCE_CODES, Batch
 from peira.experience.schema import Source
 from peira.policies.actor_critic import ActorCritic
@@ -54,11 +54,7 @@ def on_policy_columns(policy: ActorCritic, batch: Batch) -> dict[str, float]:
         if share > 0 or name in (Source.REAL, Source.REPLAYED):
             columns[f"share_{name}"] = share
     observation, action = batch.rows("observation"), batch.rows("action")
-    fitted = (
-        sum(p.numel() for p in policy.actor_head.parameters())
-        + getattr(policy, "log_std", torch.empty(0)).numel()
-    )
-    if len(observation) >= fitted:
+    if len(observation) >= fitted_parameters(policy):
         error = sampling_error(policy, observation, action)
         columns["sampling_error"] = error.value
         columns["sampling_error_reference"] = error.reference_level

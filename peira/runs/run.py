@@ -27,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 from peira.evaluation.episodes import Evaluation
 from peira.experience.assemble import EpisodeAssembler
 from peira.experience.batch import Batch
+from peira.experience.disk import write_whole
 from peira.experience.episode import episode_ids
 from peira.experience.store import Store
 from peira.experience.writer import BufferedWriter
@@ -125,7 +126,8 @@ class Run:
         return self.costs["real_steps"]
 
     @property
-    def _spent(self) -> bool:
+    def is_over(self) -> bool:
+        """Whether the budget holds no further batch; a subclass may end the loop earlier."""
         return self.real_steps + self._batch_steps > self.steps
 
     @property
@@ -149,7 +151,7 @@ class Run:
         self._batch_steps = batch_steps
         try:
             with _Progress(self) as progress:
-                while not self._spent:
+                while not self.is_over:
                     self.iteration += 1
                     self._row = {}
                     yield self.iteration
@@ -211,12 +213,12 @@ class Run:
     def evaluation_due(self) -> bool:
         """Whether another of `config.evaluations` equal parts of the budget, or all of it, is spent."""
         spent = self.real_steps * self.config.evaluations // self.steps
-        return spent > self._evaluations or self._spent
+        return spent > self._evaluations or self.is_over
 
     @property
     def evaluation_seed(self) -> int:
         """Seed of the next evaluation: the same for every recipe under this run's seed."""
-        return self.derived_seed("evaluation, last" if self._spent else f"evaluation {self._evaluations}")
+        return self.derived_seed("evaluation, last" if self.is_over else f"evaluation {self._evaluations}")
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Book an evaluation of the target policy on fresh episodes; the last one gives the run's score."""
@@ -283,7 +285,7 @@ class Run:
             "versions": versions(),
             "machine": machine(),
         }
-        _write_whole(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_whole(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         plots.learning_curve(self.folder)
         return summary
 
@@ -312,7 +314,7 @@ class Run:
         path = self.folder / "metrics.jsonl"
         if path.exists():
             lines = path.read_text().splitlines(keepends=True)[: self.iteration]
-            _write_whole(path, "".join(lines))
+            write_whole(path, "".join(lines))
         return path.open("a")
 
     def _open_store(self, num_envs: int) -> None:
@@ -364,7 +366,7 @@ def create_folder(folder: Path, recipe: str, config: Any, *, threads: int = 1) -
         "threads": threads,
         "config": _plain(asdict(config)),
     }
-    _write_whole(folder / "config.yaml", yaml.safe_dump(about, sort_keys=False))
+    write_whole(folder / "config.yaml", yaml.safe_dump(about, sort_keys=False))
 
 
 def read_config(folder: Path) -> tuple[str, dict[str, Any], int]:
@@ -451,7 +453,7 @@ class _Progress:
             self._score = f"{row['evaluation_return']:.1f}"
         if self._bar is not None:
             self._bar.update(self._task, completed=min(run.real_steps, run.steps), score=self._score)
-        elif time.monotonic() - self._said >= SECONDS_BETWEEN_LINES or run._spent:
+        elif time.monotonic() - self._said >= SECONDS_BETWEEN_LINES or run.is_over:
             self._said = time.monotonic()
             self._console.print(
                 f"{run.recipe} {run.config.env} seed {run.seed}: {run.real_steps:,}/{run.steps:,} steps, "
@@ -478,12 +480,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(entry) for name, entry in value.items()}
     return list(value) if isinstance(value, tuple) else value
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(path)

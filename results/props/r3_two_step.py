@@ -50,9 +50,9 @@ class UntilGoal(Run):
     """A run that ends once it has reached the goal and `LEAST_STEPS`; one that has not spends its whole budget."""
 
     @property
-    def _spent(self) -> bool:
+    def is_over(self) -> bool:
         reached = self.evaluation is not None and self.evaluation.mean >= GOAL
-        return super()._spent or (reached and self.real_steps >= LEAST_STEPS)
+        return super().is_over or (reached and self.real_steps >= LEAST_STEPS)
 
 
 def learning_curve(arm: str, seed: int, steps: int, *, compiled: bool = True) -> list[list[float]]:
