@@ -40,11 +40,16 @@ def rollout(
         tensor.numpy() for tensor in (observation, reward, terminated, truncated)
     )
     observations[0] = env.observation
-    for time in range(steps):
-        action = choose(observation[time], noise[time])
+    for time, (seen, chance) in enumerate(zip(observation[:-1].unbind(), noise.unbind(), strict=True)):
+        action = choose(seen, chance)
         actions.append(action)
-        seen, rewards[time], terminations[time], truncations[time], info = env.step(action.numpy())
-        observations[time + 1] = seen
+        (
+            observations[time + 1],
+            rewards[time],
+            terminations[time],
+            truncations[time],
+            info,
+        ) = env.step(action.numpy())
         if info:
             endings.append((time, info["_final_obs"], info["final_obs"]))
     next_observation = observation[1:].clone()

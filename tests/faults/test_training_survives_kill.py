@@ -133,7 +133,7 @@ setattr(module, {attribute!r}, deadly)
     ("moment", "left_behind"),
     [
         # Each checkpoint syncs two files, its folder and the folder above: the 10th call is in the third.
-        ("peira.runs.checkpoint:_sync", ".3.part"),
+        ("peira.runs.checkpoint:sync", ".3.part"),
         ("peira.runs.checkpoint:save_file", ".3.part"),
         ("peira.runs.checkpoint:drop_old", "3"),
     ],
@@ -144,7 +144,7 @@ def test_a_kill_while_a_checkpoint_is_written_falls_back_on_the_one_before(
     name = "ppo on Gymnasium"
     reference, _ = undisturbed(name)
     folder = commands.folder / f"killed in {moment}"
-    calls = 10 if moment.endswith("_sync") else 3
+    calls = 10 if moment.endswith(":sync") else 3
     ended = commands.run(
         "run", *RUNS[name], *OFTEN, "--out", folder, first=until_killed_in(moment, call=calls)
     )

@@ -87,8 +87,10 @@ def test_sampling_error_is_the_divergence_of_the_frequencies_from_the_policy():
 
 
 def test_sampling_error_is_left_out_where_the_rows_are_too_few():
-    columns = on_policy_columns(tabular(0.8), batch_of([0], [0.8]))
-    assert not [name for name in columns if name.startswith("sampling_error")]
+    policy = CategoricalActorCritic(1, 3, hidden=(), bias=False, normalise=False)  # two free logits
+    for rows, expected in ((1, False), (2, True)):
+        columns = on_policy_columns(policy, batch_of([0] * rows, [1 / 3] * rows))
+        assert ("sampling_error" in columns) == ("sampling_error_reference" in columns) == expected
 
 
 def test_staleness_is_the_mean_age_in_policy_versions():
