@@ -173,7 +173,7 @@ def measure(env_id: str, rounds: int, batches: int) -> dict:
         rates["sb3"].append(timed(lambda: theirs.learn(2 * BATCH, reset_num_timesteps=False), 2 * BATCH))
         rates["peira"].append(our_rate(env_id, batches, store=True))
         rates["without store"].append(our_rate(env_id, batches, store=False))
-        for _ in range(3):
+        for _ in range(20):
             rates["rollout"].append(timed(gather, BATCH))
             rates["envpool"].append(timed(bare, BATCH))
 

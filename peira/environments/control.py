@@ -103,17 +103,18 @@ class ControlEnv(VectorEnv, ABC):
         """One step of every environment; where an episode ends the next one starts at once."""
         executed = self._executable(actions)
         observation, reward, terminated, truncated = self._advance(executed)
+        done = terminated | truncated
+        # Asked for at once: a simulator's thread that has just worked is still awake.
+        started = self._start(ended) if (ended := done.nonzero()[0]).size else None
         reward = self._checked(reward, "reward")
         observation = self._checked(observation, "observation")
         self._actions.append(executed)
         self._steps += 1
-        done = terminated | truncated
         info = {}
-        if done.any():
-            ended = np.flatnonzero(done)
+        if started is not None:
             info = {"final_obs": observation, "_final_obs": done}
             observation = observation.copy()
-            observation[ended] = self._checked(self._start(ended), "observation")
+            observation[ended] = self._checked(started, "observation")
             self._began[ended] = self._steps
             self._forget()
         self.observation = observation
@@ -150,14 +151,15 @@ class ControlEnv(VectorEnv, ABC):
 
     def _executable(self, actions: np.ndarray) -> np.ndarray:
         if self._bounds is None:
-            return np.asarray(actions, np.int64) + self._first_action
+            executed = np.array(actions, np.int64)  # A copy: the caller may write into its own.
+            return executed + self._first_action if self._first_action else executed
         low, high = self._bounds
         return np.minimum(np.maximum(np.asarray(actions, np.float32), low), high)
 
     def _checked(self, values: np.ndarray, field: str) -> np.ndarray:
         values = np.asarray(values, np.float32)
         # A finite sum has only finite entries, and is found faster than they are looked at.
-        if not math.isfinite(values.sum()):
+        if not math.isfinite(np.add.reduce(values, axis=None)):
             for copy in np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1)):
                 shown = np.array2string(np.atleast_1d(values[copy]), threshold=6)
                 raise EnvironmentFault(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, functionalize
 
 
 def can_compile() -> bool:
@@ -31,12 +31,14 @@ def compile_function(
     """
     # Imported here: it takes seconds, which commands that compile nothing should not.
     from torch._dynamo.source import ConstantSource
+    from torch._guards import TracingContext, tracing
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-    # Views with an offset, as tensors cut from a larger one are, cannot be traced with a growing axis.
-    arguments = [argument.clone(memory_format=torch.contiguous_format) for argument in arguments]
     mode = FakeTensorMode(shape_env=ShapeEnv())
 
     def fake(position: int, tensor: Tensor) -> Tensor:
@@ -44,19 +46,21 @@ def compile_function(
         if position in growing:
             sizes[0] = DimDynamic.DYNAMIC
         context = StatelessSymbolicContext(dynamic_sizes=sizes)
+        # Views with an offset, as tensors cut from a larger one are, cannot be traced with a growing axis.
+        whole = tensor.clone(memory_format=torch.contiguous_format)
         return mode.from_tensor(
-            tensor, symbolic_context=context, source=ConstantSource(f"argument_{position}")
+            whole, symbolic_context=context, source=ConstantSource(f"argument_{position}")
         )
 
     stand_ins = [fake(position, tensor) for position, tensor in enumerate(arguments)]
+    decompositions = {**select_decomp_table(), **_CHEAPER}
     with torch.no_grad(), mode:
-        graph = make_fx(function, decomposition_table=_CHEAPER)(*stand_ins)
-    # The pattern matcher would put product and bias together again.
-    options = {"config_patches": {"cpp_wrapper": True, "pattern_matcher": False}}
-    with torch.no_grad():
-        return torch._inductor.standalone_compile(
-            graph, arguments, dynamic_shapes="from_graph", options=options
-        )
+        graph = make_fx(functionalize(function), decomposition_table=decompositions)(*stand_ins)
+    # The pattern matcher would put product and bias together again; checks of sizes cost a quarter of a small call.
+    cheaper = config.patch(pattern_matcher=False, size_asserts=False)
+    with torch.no_grad(), tracing(TracingContext(mode)), cheaper:
+        native = compile_fx_inner(graph, stand_ins, cpp_wrapper=True).current_callable
+    return lambda *tensors: native(list(tensors))
 
 
 class CompiledChoice:
@@ -72,11 +76,15 @@ class CompiledChoice:
             if not name.removeprefix("policy.").startswith(unread)
         }
         self._function: Callable[..., tuple[Tensor, ...]] | None = None
+        self._shape = torch.Size()
 
     def __call__(self, observation: Tensor, noise: Tensor) -> Tensor:
         arguments = [observation, noise, *self._tensors.values()]
         if self._function is None:
             self._function = compile_function(self._choose, arguments)
+            self._shape = observation.shape
+        if observation.shape != self._shape:
+            raise ValueError(f"compiled for observations {list(self._shape)}, got {list(observation.shape)}")
         return self._function(*arguments)[0]
 
     def _choose(self, observation: Tensor, noise: Tensor, *tensors: Tensor) -> tuple[Tensor]:

@@ -24,6 +24,15 @@ def test_compiled_choice_follows_the_policy(kind):
 
 
 @pytest.mark.skipif(not can_compile(), reason="needs a C++ compiler")
+def test_a_batch_of_another_size_is_refused():
+    policy = CategoricalActorCritic(3, 2, hidden=(5,), generator=torch.Generator().manual_seed(0))
+    choose = CompiledChoice(policy)
+    choose(torch.zeros(8, 3), torch.zeros(8, 2))
+    with pytest.raises(ValueError, match=r"compiled for observations \[8, 3\], got \[4, 3\]"):
+        choose(torch.zeros(4, 3), torch.zeros(4, 2))
+
+
+@pytest.mark.skipif(not can_compile(), reason="needs a C++ compiler")
 def test_compiled_tanh_is_tanh():
     x = torch.cat([torch.linspace(-12, 12, 200_001), torch.tensor([-1e30, 0.0, 1e-20, 1e30])])
     (value,) = compile_function(lambda x: (torch.tanh(x),), [x])(x)
