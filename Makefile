@@ -1,6 +1,8 @@
 # Everything here works on a machine that has Python 3.11, pip, gcc and make: each target makes what it needs.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# A package that is built from source here (ALFWorld's planner, for the tests) calls `python` for the venv's own.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 # torch by its exact version first: a version range would take a build with gigabytes of CUDA packages.
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 
@@ -33,7 +35,11 @@ run: install
 
 compare: run
 
-test: install
+# The browser of the tests of web pages.
+/usr/bin/chromium /usr/bin/chromedriver:
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver
+
+test: install /usr/bin/chromium /usr/bin/chromedriver
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 lint: install

@@ -248,7 +248,7 @@ def _start(recipe: recipes.Recipe, arguments: list[str]) -> tuple[dict, RunOptio
 
     from peira.runs.run import create_folder
 
-    _check_environment(config.env)
+    _check_environment(recipe, config.env)
     create_folder(folder, recipe.name, config, threads=options.threads)
     return _train(recipe, config, folder, options, resumed=False), options
 
@@ -276,7 +276,7 @@ def _resume(names: list[str], folder: Path, arguments: list[str]) -> tuple[dict,
         log.print(f"{folder} is finished; nothing to do", markup=False, highlight=False, soft_wrap=True)
         return json.loads(summary.read_text()), options
     _check_compiler(config)
-    _check_environment(config.env)
+    _check_environment(recipe, config.env)
     return _train(recipe, config, folder, options, resumed=True), options
 
 
@@ -322,7 +322,8 @@ def compare_command(arguments: list[str]) -> None:
     for name, recipe in recipe_of.items():
         given = {"env": options.env, "steps": options.steps, **_read(arms[name], _kinds(recipe.config))}
         _check_compiler(_config(recipe, given))
-    _check_environment(options.env)
+    for recipe in recipe_of.values():
+        _check_environment(recipe, options.env)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     out = options.out or Path("runs") / f"compare-{options.env.replace('/', '-')}-{stamp}"
     try:
@@ -432,12 +433,19 @@ def _check_compiler(config: Any) -> None:
         )
 
 
-def _check_environment(id: str) -> None:
-    """ValueError for an environment that cannot be made."""
+def _check_environment(recipe: recipes.Recipe, id: str) -> None:
+    """ValueError for an environment that cannot be made, or is not of the recipe's kind."""
     from peira.environments.control import make_control
+    from peira.environments.text import is_text, make_text
 
+    if is_text(id) and recipe.world != "text":
+        texts = ", ".join(entry.name for entry in recipes.RECIPES.values() if entry.world == "text")
+        raise ValueError(f"env: {id!r} is a text world, which {recipe.name!r} does not act in; {texts} do")
     try:
-        make_control(id, 1, 0).close()
+        if recipe.world == "text":
+            make_text(id, 1).close()
+        else:
+            make_control(id, 1, 0).close()
     except ModuleNotFoundError as fault:
         raise ValueError(f"env: {id!r} cannot be made: {fault}") from fault
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from peira.policies.actor_critic import ActorCritic, CategoricalActorCritic, GaussianActorCritic
+
+if TYPE_CHECKING:
+    from peira.policies.lm.model import LanguagePolicy
 
 CLASSES = {kind.__name__: kind for kind in (GaussianActorCritic, CategoricalActorCritic)}
 
 
-def tensors_of(policy: ActorCritic) -> dict[str, torch.Tensor]:
+def tensors_of(policy: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and normaliser statistics by name, each in memory of its own."""
     return {
         name: value.detach().clone().contiguous()
@@ -23,8 +28,11 @@ def tensors_of(policy: ActorCritic) -> dict[str, torch.Tensor]:
     }
 
 
-def save_policy(policy: ActorCritic, folder: Path) -> None:
-    """Write the policy to `folder`, which is made if need be."""
+def save_policy(policy: ActorCritic | LanguagePolicy, folder: Path) -> None:
+    """Write the policy to `folder`, which is made if need be; a language model in the format of `transformers`."""
+    if not isinstance(policy, ActorCritic):
+        policy.save(folder)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors_of(policy), folder / "policy.safetensors")
     about = {**policy.description(), "id": policy.id, "version": policy.version}
@@ -52,10 +60,14 @@ def load_policy(folder: str | Path) -> ActorCritic:
     return policy
 
 
-def policy_hash(policy: ActorCritic) -> str:
+def policy_hash(policy: nn.Module) -> str:
     """SHA-256 over names and bytes of all tensors: equal exactly when two policies are equal bit for bit."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors_of(policy).items()):
         digest.update(name.encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(
+            tensor.cpu().view(torch.uint8).numpy().tobytes()
+            if tensor.dim()
+            else tensor.cpu().numpy().tobytes()
+        )
     return digest.hexdigest()

@@ -6,7 +6,7 @@ import difflib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Recipe:
     source: str
     module: str
     preset_name: str = "preset"
+    world: Literal["control", "text"] = "control"
 
     @property
     def config(self) -> type:
@@ -46,6 +47,11 @@ RECIPES = {
             "ppo-buffer", "PPO on retained batches, uncorrected", "arXiv 2311.08290", "props", "preset_buffer"
         ),
         Recipe("ros", "robust on-policy sampling", "arXiv 2111.14552", "props", "preset_ros"),
+        Recipe("sft", "imitate a scripted expert's text", "warm start", "sft", world="text"),
+        Recipe("grpo", "group-relative policy gradients for text", "Shao et al. 2024", "grpo", world="text"),
+        Recipe(
+            "arpo", "replay a success where a whole group failed", "arXiv 2505.16282", "arpo", world="text"
+        ),
     )
 }
 

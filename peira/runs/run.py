@@ -10,7 +10,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any
@@ -27,8 +27,9 @@ from torch.utils.tensorboard import SummaryWriter
 from peira.evaluation.episodes import Evaluation
 from peira.experience.assemble import EpisodeAssembler
 from peira.experience.batch import Batch
+from peira.experience.dialogue import TextEpisode, total_steps
 from peira.experience.disk import write_whole
-from peira.experience.episode import episode_ids
+from peira.experience.episode import episode_ids, episodes_to_table
 from peira.experience.store import Store
 from peira.experience.writer import BufferedWriter
 from peira.policies.actor_critic import ActorCritic
@@ -72,6 +73,7 @@ class Run:
         self._wall_before, self._began = 0.0, time.monotonic()
         self._interrupted = False
         self._loop: Iterator[int] | None = None
+        self._episodes = 0
         self._state: dict | None = None
         self._checkpointed: int | None = None
         self._resumed = resumed
@@ -178,8 +180,10 @@ class Run:
             for name in ("observation", "action", "reward", "terminated", "truncated", "behaviour_log_prob")
         }
         columns["final_observation"] = batch.next_observation.numpy()
-        if self._writer is None:
-            self._open_store(batch.reward.shape[1])
+        if self._assembler is None:
+            self._assembler = EpisodeAssembler(batch.reward.shape[1], self.id, self._started_ms)
+            if self._state is not None and self._state["assembler"]:
+                self._assembler.load_state_dict(self._state["assembler"])
         table = self._assembler.add(
             columns,
             policy_id=self.policy_id,
@@ -187,19 +191,32 @@ class Run:
             source="real",
             task_id=self.config.env,
         )
-        if self._stored is not None and table.num_rows:
-            # A resumed run gathers again what the store took in after the checkpoint: the same episodes, in
-            # the same order, so that the first new one ends the search.
-            known = pc.is_in(table["episode_id"], value_set=self._stored)
-            table = table.filter(pc.invert(known))
-            if table.num_rows:
-                self._stored = None
-        self._writer.append(table)
+        self._keep_experience(table)
+
+    def gathered_episodes(self, episodes: Sequence[TextEpisode], *, cost: str = "real_steps") -> None:
+        """Book whole episodes of text just gathered, their steps under `cost`, and hand them to the store."""
+        self.costs[cost] += total_steps(episodes)
+        self.costs["tokens"] += sum(episode.sampled_tokens for episode in episodes)
+        self._row.update(self.costs)
+        if self.config.store and (acted := [episode for episode in episodes if episode.steps]):
+            self._keep_experience(
+                episodes_to_table([episode.to_episode(self.policy_id) for episode in acted])
+            )
+
+    def episode_ids(self, number: int) -> list[str]:
+        """Names for the next `number` episodes: the same in a resumed run as in one that was never stopped."""
+        first = self._episodes
+        self._episodes += number
+        return episode_ids(self.id, first, number, self._started_ms)
 
     def learns_from(self, policy: ActorCritic, batch: Batch) -> None:
         """Book the batch that `policy` is about to learn from: the on-policy columns of the ledger."""
         columns = on_policy_columns(policy, batch)
-        self.costs["replayed_steps"] += round(columns.get("share_replayed", 0.0) * batch.steps)
+        self.book(columns, replayed_steps=round(columns.get("share_replayed", 0.0) * batch.steps))
+
+    def book(self, columns: dict[str, float], *, replayed_steps: int) -> None:
+        """Put the ledger's columns of what is about to be learned from into metrics and summary."""
+        self.costs["replayed_steps"] += replayed_steps
         self._row.update(self.costs)
         self._row.update(columns)
         for name, value in columns.items():
@@ -254,6 +271,7 @@ class Run:
             "generators": {name: generator.get_state() for name, generator in self._generators.items()},
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
             "assembler": self._assembler and self._assembler.state_dict(),
+            "episodes": self._episodes,
         }
         folder = self.folder / "checkpoints"
         checkpoint.save_tree(state, folder / str(self.iteration))
@@ -306,7 +324,7 @@ class Run:
         self.iteration, self.costs = state["iteration"], state["costs"]
         self._checkpointed = self.iteration
         self._evaluations, self._means = state["evaluations"], state["means"]
-        self._wall_before = state["wall_seconds"]
+        self._wall_before, self._episodes = state["wall_seconds"], state["episodes"]
         if state["evaluation"]:
             self.evaluation = Evaluation(**state["evaluation"])
 
@@ -317,16 +335,22 @@ class Run:
             write_whole(path, "".join(lines))
         return path.open("a")
 
-    def _open_store(self, num_envs: int) -> None:
-        path = self.folder / "experience.lance"
-        self._assembler = EpisodeAssembler(num_envs, self.id, self._started_ms)
-        if self._state is not None and self._state["assembler"]:
-            self._assembler.load_state_dict(self._state["assembler"])
-        store = Store.open(path, mode="a")
-        # Not only after a checkpoint: the store takes episodes in before the first one is due.
-        if self._resumed and len(store):
-            self._stored = store.read(columns=["episode_id"])["episode_id"].unique()
-        self._writer = BufferedWriter(store)
+    def _keep_experience(self, table: pa.Table) -> None:
+        """Hand complete episodes to the store, without those that it holds already."""
+        if self._writer is None:
+            store = Store.open(self.folder / "experience.lance", mode="a")
+            # Not only after a checkpoint: the store takes episodes in before the first one is due.
+            if self._resumed and len(store):
+                self._stored = store.read(columns=["episode_id"])["episode_id"].unique()
+            self._writer = BufferedWriter(store)
+        if self._stored is not None and table.num_rows:
+            # A resumed run gathers again what the store took in after the checkpoint: the same episodes, in
+            # the same order, so that the first new one ends the search.
+            known = pc.is_in(table["episode_id"], value_set=self._stored)
+            table = table.filter(pc.invert(known))
+            if table.num_rows:
+                self._stored = None
+        self._writer.append(table)
 
     def _write_metrics(self) -> None:
         row = {"iteration": self.iteration, **self._row, "wall_seconds": round(self.wall_seconds, 3)}

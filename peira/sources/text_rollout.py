@@ -1,0 +1,227 @@
+"""Episodes of text: a language policy (or a scripted expert) acts in many text worlds side by side.
+
+Rows are filled anew as their episodes end. A row reads what its world answered as soon as enough others have something
+to read too, so that reading is done many rows at a time and no row waits long for a slow writer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from peira.environments.text import Outcome, TextEnvs
+from peira.experience.dialogue import TextEpisode
+from peira.experience.schema import Source
+from peira.policies.lm.sampler import ContextOverflow, Sampler
+from peira.policies.lm.tokenizer import Renderer
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An episode that is wanted: its task, its group, and the seed of everything the policy samples in it."""
+
+    id: str
+    task: str
+    group: str
+    seed: int
+
+
+def action_of(text: str) -> str | None:
+    """The action in what a model wrote: what follows the last "Action:" on its line, or all of a single line.
+
+    None when there is no single action to be found.
+    """
+    if "Action:" in text:
+        text = text.rsplit("Action:", 1)[1].strip().split("\n", 1)[0]
+    text = text.strip()
+    return text if text and "\n" not in text else None
+
+
+def text_rollout(
+    envs: TextEnvs,
+    sampler: Sampler,
+    wanted: Sequence[Attempt],
+    *,
+    action_tokens: int,
+    system: str | None = None,
+    parse_failure_ends: bool = True,
+) -> list[TextEpisode]:
+    """One episode for each of `wanted`, in that order.
+
+    An action is at most `action_tokens` tokens. `system` is shown before everything else. Where `parse_failure_ends`,
+    writing what is no action of the world ends the episode with score 0; otherwise it is a step without effect. An
+    episode whose context is full ends, nothing is cut off it. Errors of a world end only the episode in it.
+    """
+    return _Rollout(envs, sampler, wanted, action_tokens, system, parse_failure_ends).run()
+
+
+class _Rollout:
+    def __init__(
+        self,
+        envs: TextEnvs,
+        sampler: Sampler,
+        wanted: Sequence[Attempt],
+        action_tokens: int,
+        system: str | None,
+        parse_failure_ends: bool,
+    ):
+        self.envs, self.sampler, self.renderer = envs, sampler, sampler.policy.renderer
+        self.action_tokens, self.parse_failure_ends = action_tokens, parse_failure_ends
+        self.system = [] if system is None else [{"role": "system", "content": system}]
+        self.wanted = wanted
+        version = sampler.policy.version
+        self.episodes = [TextEpisode(one.id, one.task, one.group, version) for one in wanted]
+        self.waiting = deque(range(len(wanted)))
+        self.rows = min(envs.num_envs, sampler.rows)
+        self.place = [-1] * self.rows  # Which episode is in a row.
+        self.to_read: dict[int, list[int]] = {}
+        self.writing: dict[int, int] = {}  # Row → its last token.
+
+    def run(self) -> list[TextEpisode]:
+        self._fill(range(self.rows))
+        while self.to_read or self.writing:
+            if len(self.to_read) >= len(self.writing):
+                rows = sorted(self.to_read)
+                tokens = self.sampler.feed(rows, [self.to_read.pop(row) for row in rows])
+                for row in rows:
+                    episode = self.episodes[self.place[row]]
+                    episode.action_tokens.append([])
+                    episode.log_probs.append([])
+            else:
+                rows = sorted(self.writing)
+                tokens = self.sampler.step(rows, np.array([self.writing[row] for row in rows]))
+            self._write(rows, *tokens)
+        return self.episodes
+
+    def _fill(self, rows: Sequence[int]) -> None:
+        """Begin waiting episodes in these rows."""
+        rows = list(rows)
+        while rows and self.waiting:
+            chosen = [(row, self.waiting.popleft()) for row in rows[: len(self.waiting)]]
+            outcomes = self.envs.reset(
+                [row for row, _ in chosen], [self.wanted[place].task for _, place in chosen]
+            )
+            rows = rows[len(chosen) :]
+            for (row, place), outcome in zip(chosen, outcomes, strict=True):
+                episode = self.episodes[place]
+                if outcome.error is not None:
+                    _end(episode, outcome)
+                    rows.append(row)
+                    continue
+                self.place[row] = place
+                self.sampler.begin(row, self.wanted[place].seed)
+                messages = [*self.system, {"role": "user", "content": outcome.observation}]
+                if not self._reads(row, outcome.observation, self.renderer.first(messages)):
+                    rows.append(row)
+
+    def _reads(self, row: int, observation: str, tokens: list[int], written: tuple[int, ...] = ()) -> bool:
+        """Have the row read this next, after the token `written` last, which was sampled but not read yet.
+
+        False when its context is full and the episode ends for it.
+        """
+        episode = self.episodes[self.place[row]]
+        length = self.sampler.length[row] + len(written) + len(tokens)
+        if length + self.action_tokens > self.sampler.policy.context:
+            if episode.steps == 0:
+                raise ContextOverflow(
+                    f"the first observation of {episode.task} is {len(tokens)} tokens long; with {self.action_tokens} "
+                    f"for an action it does not fit the model's context of {self.sampler.policy.context}"
+                )
+            episode.ending, episode.score = "context_overflow", 0.0
+            return False
+        episode.observations.append(observation)
+        episode.context.append(tokens)
+        self.to_read[row] = [*written, *tokens]
+        return True
+
+    def _write(self, rows: Sequence[int], tokens: np.ndarray, log_probs: np.ndarray) -> None:
+        """Book a sampled token for each of these rows; act where it completes an action."""
+        finished = []
+        for row, token, log_prob in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True):
+            episode = self.episodes[self.place[row]]
+            action = episode.action_tokens[-1]
+            action.append(token)
+            episode.log_probs[-1].append(log_prob)
+            self.writing[row] = token
+            if token in self.renderer.stops or len(action) == self.action_tokens:
+                finished.append(row)
+        if finished:
+            self._act(finished)
+
+    def _act(self, rows: Sequence[int]) -> None:
+        actions = {}
+        last = {row: self.writing.pop(row) for row in rows}
+        free = []
+        for row in rows:
+            episode = self.episodes[self.place[row]]
+            text = self.renderer.text(episode.action_tokens[-1])
+            action = action_of(text)
+            episode.actions.append(text)
+            if action is None and self.parse_failure_ends:
+                episode.ending = "parse_error"
+                free.append(row)
+            else:
+                actions[row] = action or ""
+        outcomes = self.envs.step(list(actions), list(actions.values())) if actions else []
+        for row, outcome in zip(actions, outcomes, strict=True):
+            episode = self.episodes[self.place[row]]
+            if outcome.over or (not outcome.understood and self.parse_failure_ends):
+                _end(episode, outcome)
+                free.append(row)
+            else:
+                following = self.renderer.next(outcome.observation, last[row])
+                if not self._reads(row, outcome.observation, following, (last[row],)):
+                    free.append(row)
+        self._fill(sorted(free))
+
+
+def _end(episode: TextEpisode, outcome: Outcome) -> None:
+    episode.error = outcome.error
+    if outcome.error is not None:
+        episode.ending = "env_error"
+    elif outcome.terminated:
+        episode.ending, episode.score = "finished", outcome.reward
+    elif not outcome.understood:
+        episode.ending = "parse_error"
+    else:
+        episode.ending, episode.score = "max_steps", outcome.reward
+
+
+def expert_rollout(
+    envs: TextEnvs, renderer: Renderer, wanted: Sequence[Attempt], *, system: str | None = None
+) -> list[TextEpisode]:
+    """What the scripted expert does in each of `wanted`, with the tokens that a model would have read and written.
+
+    The tokens carry no log-probabilities: no model chose them.
+    """
+    before = [] if system is None else [{"role": "system", "content": system}]
+    episodes = [TextEpisode(one.id, one.task, one.group, source=Source.HUMAN) for one in wanted]
+    stop = renderer.stops[0]
+    for start in range(0, len(wanted), envs.num_envs):
+        running = list(range(start, min(start + envs.num_envs, len(wanted))))
+        outcomes = envs.reset([place - start for place in running], [wanted[place].task for place in running])
+        first = True
+        while running:
+            going = []
+            for place, outcome in zip(running, outcomes, strict=True):
+                episode = episodes[place]
+                if outcome.over:
+                    _end(episode, outcome)
+                    continue
+                going.append(place)
+                message = {"role": "user", "content": outcome.observation}
+                episode.observations.append(outcome.observation)
+                episode.context.append(
+                    renderer.first([*before, message]) if first else renderer.next(outcome.observation, stop)
+                )
+            running, first = going, False
+            rows = [place - start for place in running]
+            actions = envs.expert(rows) if rows else []
+            for place, action in zip(running, actions, strict=True):
+                episodes[place].actions.append(action)
+                episodes[place].action_tokens.append([*renderer.encode(action), stop])
+            outcomes = envs.step(rows, actions) if rows else []
+    return episodes
