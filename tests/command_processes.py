@@ -182,3 +182,19 @@ def metrics(folder: Path) -> list[dict]:
     """The rows of `metrics.jsonl` apart from wall time."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name != "wall_seconds"} for row in rows]
+
+
+def until_killed_in(function: str, *, call: int) -> str:
+    """Python that makes the process kill itself when it enters `module:attribute` for the `call`-th time."""
+    module, _, attribute = function.partition(":")
+    return f"""
+import importlib, os, signal
+module, calls = importlib.import_module({module!r}), []
+true_function = getattr(module, {attribute!r})
+def deadly(*arguments, **named):
+    calls.append(None)
+    if len(calls) == {call}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return true_function(*arguments, **named)
+setattr(module, {attribute!r}, deadly)
+"""

@@ -298,3 +298,39 @@ def test_bad_input_with_json_leaves_stdout_empty(commands):
     ended = commands.run("run", "ppo", "--json", "--steps", "many")
     assert (ended.status, ended.stdout) == (2, "")
     assert json.loads(commands.run("recipes", "--json").stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["ppo", "--env", "texthouse"],
+            "peira: env: 'texthouse' is a text world, which 'ppo' does not act in; sft, grpo, arpo do",
+        ),
+        (
+            ["grpo", "--env", "texthuose"],
+            "peira: env: there is no text world 'texthuose'; did you mean 'texthouse'?",
+        ),
+        (
+            ["grpo", "--groups", "2", "--minibatches", "3"],
+            "peira: minibatches: expected at most groups=2, got 3; groups stay whole",
+        ),
+        (["arpo", "--capacity", "0"], "peira: capacity: expected at least 1, got 0"),
+        (["arpo", "--mode", "exact"], "peira: mode: expected one of 'recompute', 'behaviour', got 'exact'"),
+        (
+            ["sft", "--model", "tiny:9"],
+            "peira: model: expected tiny: or tiny:WIDTHxLAYERS, such as tiny:96x3, got 'tiny:9'",
+        ),
+        (
+            ["sft", "--model", "here"],
+            "peira: model: here holds no config.json; name the folder of a transformers model",
+        ),
+    ],
+)
+def test_text_recipes(commands, arguments, message):
+    (commands.folder / "here").mkdir(exist_ok=True)
+    ended = commands.run(
+        "run", *arguments, "--out", commands.folder / "text" / "-".join(arguments[:2] + arguments[2:3])
+    )
+    assert ended.status == 2
+    assert ended.stderr.splitlines()[0] == message

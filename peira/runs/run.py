@@ -424,7 +424,7 @@ def config_from(kind: type, settings: dict[str, Any]) -> Any:
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    names = ("peira", "torch", "numpy", "gymnasium", "envpool", "mujoco", "pylance")
+    names = ("peira", "torch", "numpy", "gymnasium", "envpool", "mujoco", "transformers", "pylance")
     found = {"python": platform.python_version()}
     for name in names:
         try:

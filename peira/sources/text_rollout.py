@@ -168,8 +168,9 @@ class _Rollout:
         outcomes = self.envs.step(list(actions), list(actions.values())) if actions else []
         for row, outcome in zip(actions, outcomes, strict=True):
             episode = self.episodes[self.place[row]]
-            if outcome.over or (not outcome.understood and self.parse_failure_ends):
-                _end(episode, outcome)
+            failed = self.parse_failure_ends and not outcome.understood
+            if outcome.over or failed:
+                _end(episode, outcome, failed_to_parse=failed)
                 free.append(row)
             else:
                 following = self.renderer.next(outcome.observation, last[row])
@@ -178,13 +179,13 @@ class _Rollout:
         self._fill(sorted(free))
 
 
-def _end(episode: TextEpisode, outcome: Outcome) -> None:
+def _end(episode: TextEpisode, outcome: Outcome, *, failed_to_parse: bool = False) -> None:
     episode.error = outcome.error
     if outcome.error is not None:
         episode.ending = "env_error"
     elif outcome.terminated:
         episode.ending, episode.score = "finished", outcome.reward
-    elif not outcome.understood:
+    elif failed_to_parse:
         episode.ending = "parse_error"
     else:
         episode.ending, episode.score = "max_steps", outcome.reward

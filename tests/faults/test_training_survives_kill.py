@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command_processes import TINY, TINY_PROPS, Commands, metrics, summary
+from command_processes import TINY, TINY_PROPS, Commands, metrics, summary, until_killed_in
 
 from peira.experience.store import Store
 
@@ -111,22 +111,6 @@ def wait_for_lines(folder: Path, wanted: int) -> None:
     while len(metrics_so_far(folder)) < wanted and not (folder / "summary.json").exists():
         assert time.monotonic() < deadline, f"{folder} did not come to iteration {wanted}"
         time.sleep(0.005)
-
-
-def until_killed_in(function: str, *, call: int) -> str:
-    """Python that makes the process kill itself when it enters `module:attribute` for the `call`-th time."""
-    module, _, attribute = function.partition(":")
-    return f"""
-import importlib, os, signal
-module, calls = importlib.import_module({module!r}), []
-true_function = getattr(module, {attribute!r})
-def deadly(*arguments, **named):
-    calls.append(None)
-    if len(calls) == {call}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return true_function(*arguments, **named)
-setattr(module, {attribute!r}, deadly)
-"""
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,14 @@ from peira.policies.lm.tokenizer import Renderer, train_tokenizer
 
 MISSING = "needs what is not installed here: pip install 'peira[language]'"
 _TINY = re.compile(r"tiny:(?:(\d+)x(\d+))?")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+)
 _BYTES_A_TRAINED_PARAMETER = 16  # Itself, its gradient and Adam's two moments, in single precision.
 
 
@@ -232,12 +240,18 @@ def load_language_policy(
             f"model: there is no {folder!r}, neither as a folder nor on the hub from here; "
             "name a folder, or tiny: for a model made from nothing"
         ) from fault
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, AttributeError) as fault:
+    # Without the files, some classes make a tokenizer that knows no words.
+    if place.exists() and not any((place / name).exists() for name in _TOKENIZER_FILES):
+        tokenizer = None
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError):
+            tokenizer = None
+    if tokenizer is None:
         raise ValueError(
             f"model: {folder} has no tokenizer; save one there (tokenizer.json, tokenizer_config.json)"
-        ) from fault
+        )
     if not tokenizer.chat_template:
         raise ValueError(
             f"model: the tokenizer in {folder} has no chat template; set tokenizer.chat_template and save it there"
