@@ -50,6 +50,7 @@ lint: install
 bench: .venv/installed-bench
 	$(BIN)/python benchmarks/ppo.py --out benchmarks/ppo.json
 	$(BIN)/python benchmarks/store.py --json benchmarks/store.json
+	$(BIN)/python benchmarks/language.py --out benchmarks/language.json
 
 clean:
 	rm -rf .venv runs build dist *.egg-info

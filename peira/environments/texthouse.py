@@ -20,7 +20,7 @@ from peira.environments.texthouse_words import Sentences, Words
 class TextHouse(TextEnv):
     """Find a thing in a room, do to it what is asked for, and bring it where it should be.
 
-    A task is named by its family and a seed, as in "heat/17", and its name alone determines the room:
+    A task is named by its family and a seed, as in "heat/17", and its name alone determines the room of a given size:
 
     - `put`, and `heat`, `cool`, `clean` first in the microwave, the fridge, the sinkbasin; `two` of a kind; `light`:
       hold it under a lamp that is on.

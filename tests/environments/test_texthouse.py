@@ -188,7 +188,7 @@ def test_a_sentence_without_effect(monkeypatch, before, action):
     assert house.admissible() == admissible
 
 
-def test_heat_drives_out_cold_and_washing_stays(monkeypatch):
+def test_heat_and_cold_drive_each_other_out_and_washing_stays(monkeypatch):
     house, _ = begin(monkeypatch, KITCHEN)
     answers = play(
         house,
@@ -203,6 +203,9 @@ def test_heat_drives_out_cold_and_washing_stays(monkeypatch):
         examine apple 1
         go to microwave 1
         heat apple 1 with microwave 1
+        examine apple 1
+        go to fridge 1
+        cool apple 1 with fridge 1
         examine apple 1""",
     )
     assert answers[2::3] == [
@@ -210,6 +213,7 @@ def test_heat_drives_out_cold_and_washing_stays(monkeypatch):
         "This is a cold apple 1.",
         "This is a cool and clean apple 1.",
         "This is a hot and clean apple 1.",
+        "This is a cool and clean apple 1.",
     ]
 
 

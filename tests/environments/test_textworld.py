@@ -11,7 +11,6 @@ import pytest
 from peira.environments.text import SeparateTextEnvs
 from peira.environments.textworld import TextWorldGame, compiled
 
-pytest.importorskip("textworld")
 pytestmark = pytest.mark.filterwarnings("ignore:Game .* is not fully supported")
 
 

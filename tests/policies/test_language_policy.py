@@ -143,6 +143,14 @@ def test_a_gradient_that_is_not_finite_is_no_step(folder):
     assert policy.version == version
 
 
+def test_an_episode_is_no_longer_than_a_sliding_window():
+    policy = make_tiny("tiny:16x1", TEXTS, context=64, seed=0)
+    policy.model.config.sliding_window = 32
+    assert policy.context == 64  # Its layers attend to everything.
+    policy.model.config.layer_types = ["sliding_attention"]
+    assert policy.context == 32
+
+
 def test_many_words_get_byte_pairs():
     texts = [f"word{i} and thing{i * 7}" for i in range(1500)]
     tokenizer = train_tokenizer(texts)

@@ -11,12 +11,11 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import numpy as np
+import openai
 import pytest
 from chat_server import Fault, ReferenceServer
 
 from peira.policies.remote import ChatServer, Reply, VLLMSampler
-
-openai = pytest.importorskip("openai")
 
 SECRET = "sk-secret-of-the-tests"
 

@@ -57,8 +57,11 @@ class LanguagePolicy(nn.Module):
 
     @property
     def context(self) -> int:
-        """Tokens that an episode may have."""
-        return self.model.config.max_position_embeddings
+        """Tokens that an episode may have; where attention slides, no more than its window."""
+        config = self.causal.config
+        kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+        window = getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
+        return min(config.max_position_embeddings, window or config.max_position_embeddings)
 
     def trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]

@@ -1,0 +1,271 @@
+"""How fast do language agents sample and learn? Beside TRL's GRPOTrainer and transformers' generate, in one process.
+
+One GRPO iteration is generation and learning: 8 prompts of 64 tokens, 8 completions of 64 tokens each, one optimiser
+step, the same tiny Qwen3-type model (4 layers, width 128), rewards at random; nothing is written. The sampler is
+compared on episodes of many turns, for which `generate` is called with the whole history at every turn. Rounds
+alternate, so that a machine whose speed drifts slows both; figures are sampled tokens a wall second, medians over the
+rounds.
+
+    python benchmarks/language.py                 # some 3 minutes on two cores
+    python benchmarks/language.py --out results/speed/language.json
+
+Needs `pip install 'peira[bench]'` (`make bench` does it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from transformers import GenerationConfig, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from peira.environments.text import Outcome, TextEnvs
+from peira.learners.language import LanguageLearner
+from peira.policies.lm.model import LanguagePolicy, make_tiny
+from peira.policies.lm.sampler import Sampler
+from peira.recipes import grpo
+from peira.runs.run import machine, versions
+from peira.sources.text_rollout import Attempt, text_rollout
+
+WIDTH, LAYERS, WORDS = 128, 4, 900
+PROMPTS, GROUP, PROMPT, COMPLETION = 8, 8, 64, 64
+ROWS, TURNS, READ, WRITTEN = 64, 8, 12, 8
+ITERATIONS = 6  # of a round, the first of which is not counted
+
+
+class Once(TextEnvs):
+    """One prompt, one completion, a reward at random."""
+
+    id, manual, max_steps = "once", "", 1
+
+    def __init__(self, prompts: list[str], num_envs: int):
+        self.tasks, self.held_out, self.num_envs = tuple(prompts), (), num_envs
+        self._rng = np.random.default_rng(0)
+
+    def reset(self, which, tasks):
+        return [Outcome(task) for task in tasks]
+
+    def step(self, which, actions):
+        return [Outcome("", reward=float(self._rng.random()), terminated=True) for _ in actions]
+
+    def expert(self, which):
+        raise ValueError("there is no expert")
+
+    def close(self):
+        pass
+
+
+class Quiet:
+    """A run that keeps no books."""
+
+    def log(self, measures):
+        pass
+
+    def book(self, columns, *, replayed_steps):
+        pass
+
+
+def tiny() -> LanguagePolicy:
+    """The model, from whose generation no token is the last one."""
+    policy = make_tiny(
+        f"tiny:{WIDTH}x{LAYERS}", [" ".join(f"w{i}" for i in range(WORDS))], context=512, seed=0
+    )
+    policy.renderer.stops = ()
+    return policy
+
+
+def prompts() -> list[str]:
+    rng = np.random.default_rng(0)
+    # <bos> and <act> are put around it.
+    return [" ".join(f"w{i}" for i in rng.integers(0, WORDS, PROMPT - 2)) for _ in range(PROMPTS)]
+
+
+class OurIteration:
+    def __init__(self, policy: LanguagePolicy):
+        self.policy = policy
+        self.envs = Once(prompts(), PROMPTS * GROUP)
+        self.sampler = Sampler(policy, PROMPTS * GROUP, compiled=True)
+        self.learner = LanguageLearner(policy, learning_rate=1e-6, micro_tokens=1 << 16)
+        self.config = grpo.Config(groups=PROMPTS, group_size=GROUP, minibatches=1)
+        self.count = 0
+        self.shares = {"generation": 0.0, "learning": 0.0}
+
+    def __call__(self) -> None:
+        wanted = [
+            Attempt("", task, task, 1000 * self.count + place)
+            for place, task in enumerate(task for task in self.envs.tasks for _ in range(GROUP))
+        ]
+        self.count += 1
+        began = time.perf_counter()
+        episodes = text_rollout(self.envs, self.sampler, wanted, action_tokens=COMPLETION)
+        generated = time.perf_counter()
+        groups = [episodes[place : place + GROUP] for place in range(0, len(episodes), GROUP)]
+        grpo.learn(self.config, Quiet(), self.learner, groups, None)
+        self.shares["generation"] += generated - began
+        self.shares["learning"] += time.perf_counter() - generated
+
+
+class Clock(TrainerCallback):
+    """When each optimiser step of TRL's trainer ended."""
+
+    def __init__(self):
+        self.ends: list[float] = []
+
+    def on_step_end(self, *arguments, **options):
+        self.ends.append(time.perf_counter())
+
+
+def their_seconds(policy: LanguagePolicy, folder: str) -> float:
+    """Median seconds of an iteration of GRPOTrainer, the first left out."""
+    rng = np.random.default_rng(0)
+    clock = Clock()
+    tokenizer = copy.deepcopy(policy.tokenizer)
+    tokenizer.padding_side = "left"
+    # As text, which is not put through the chat template: with its two special tokens it has as many tokens as ours.
+    texts = [f"<bos> {prompt} <act>" for prompt in prompts()]
+    trainer = GRPOTrainer(
+        model=copy.deepcopy(policy.model),
+        reward_funcs=lambda completions, **_: rng.random(len(completions)).tolist(),
+        args=GRPOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=PROMPTS * GROUP,
+            num_generations=GROUP,
+            max_completion_length=COMPLETION,
+            generation_kwargs={"min_new_tokens": COMPLETION},
+            max_steps=ITERATIONS,
+            learning_rate=1e-6,
+            beta=0.0,
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_dict({"prompt": texts}),
+        processing_class=tokenizer,
+        callbacks=[clock],
+    )
+    trainer.train()
+    return statistics.median(np.diff(clock.ends))
+
+
+class Turns:
+    """Episodes of many turns: READ tokens to read, WRITTEN tokens to write, in every one."""
+
+    def __init__(self, policy: LanguagePolicy):
+        self.policy = policy
+        self.sampler = Sampler(policy, ROWS, compiled=True)
+        self.read = np.random.default_rng(1).integers(5, WORDS, (TURNS, ROWS, READ))
+        self.settings = GenerationConfig(
+            max_new_tokens=WRITTEN, min_new_tokens=WRITTEN, do_sample=True, top_k=0, pad_token_id=0
+        )
+
+    def ours(self) -> None:
+        rows = list(range(ROWS))
+        for row in rows:
+            self.sampler.begin(row, row)
+        tokens = None
+        for chunk in self.read:
+            chunks = chunk.tolist()
+            if tokens is not None:
+                chunks = [[last, *more] for last, more in zip(tokens.tolist(), chunks, strict=True)]
+            tokens, _ = self.sampler.feed(rows, chunks)
+            for _ in range(WRITTEN - 1):
+                tokens, _ = self.sampler.step(rows, tokens)
+
+    @torch.no_grad()
+    def theirs(self) -> None:
+        history = torch.zeros(ROWS, 0, dtype=torch.long)
+        for chunk in self.read:
+            history = torch.cat([history, torch.from_numpy(chunk)], 1)
+            history = self.policy.model.generate(
+                history, attention_mask=torch.ones_like(history), generation_config=self.settings
+            )
+
+
+def seconds(work) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    policy = tiny()
+    iteration, turns = OurIteration(policy), Turns(policy)
+    iteration(), turns.ours(), turns.theirs()  # Compiles, and warms up.
+    iteration.shares = dict.fromkeys(iteration.shares, 0.0)
+    tokens = {"iteration": PROMPTS * GROUP * COMPLETION, "turns": ROWS * TURNS * WRITTEN}
+    rates: dict[str, list[float]] = {name: [] for name in ("GRPO", "TRL's GRPO", "sampler", "generate")}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(options.rounds):
+            rates["TRL's GRPO"].append(tokens["iteration"] / their_seconds(policy, folder))
+            ours = [seconds(iteration) for _ in range(ITERATIONS - 1)]
+            rates["GRPO"].append(tokens["iteration"] / statistics.median(ours))
+            rates["generate"].append(tokens["turns"] / seconds(turns.theirs))
+            rates["sampler"].append(
+                tokens["turns"] / statistics.median(seconds(turns.ours) for _ in range(3))
+            )
+    ratios = {
+        "GRPO over TRL's": [a / b for a, b in zip(rates["GRPO"], rates["TRL's GRPO"], strict=True)],
+        "sampler over generate": [a / b for a, b in zip(rates["sampler"], rates["generate"], strict=True)],
+    }
+    total = sum(iteration.shares.values())
+    result = {
+        "sizes": {
+            "model": {
+                "width": WIDTH,
+                "layers": LAYERS,
+                "parameters": sum(p.numel() for p in policy.parameters()),
+            },
+            "iteration": {"prompts": PROMPTS, "group": GROUP, "prompt": PROMPT, "completion": COMPLETION},
+            "turns": {"rows": ROWS, "turns": TURNS, "read": READ, "written": WRITTEN},
+            "threads": options.threads,
+        },
+        "tokens_per_second": {name: spread(values) for name, values in rates.items()},
+        "ratios": {name: spread(values) for name, values in ratios.items()},
+        "share_of_iteration": {name: value / total for name, value in iteration.shares.items()},
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none at hand",
+        "versions": versions(),
+        "machine": machine(),
+    }
+    page = Table("", "sampled tokens a second", "lowest", "highest", box=None)
+    for name, found in result["tokens_per_second"].items():
+        page.add_row(name, *(f"{found[key]:,.0f}" for key in ("median", "min", "max")))
+    for name, found in result["ratios"].items():
+        page.add_row(name, *(f"{found[key]:.1f}×" for key in ("median", "min", "max")))
+    Console().print(page)
+    Console().print({name: f"{share:.0%}" for name, share in result["share_of_iteration"].items()})
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
