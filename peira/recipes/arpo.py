@@ -23,13 +23,21 @@ import torch
 from peira.environments.text import TextEnvs, make_text
 from peira.experience.success_replay import SuccessReplay
 from peira.policies.lm.model import LanguagePolicy, is_tiny
-from peira.policies.lm.sampler import Sampler
 from peira.recipes import grpo
-from peira.recipes.grpo import TaskOrder, begin, gather, learn, reference_of, report, warm_start
+from peira.recipes.grpo import (
+    TaskOrder,
+    begin,
+    both_ways_of_acting,
+    gather,
+    learn,
+    reference_of,
+    report,
+    warm_start,
+)
 from peira.recipes.ppo import check_ranges
-from peira.recipes.sft import evaluate_when_due, make_sampler, training_tasks
+from peira.recipes.sft import evaluate_when_due, training_tasks
 from peira.runs.run import Run
-from peira.sources.text_rollout import Attempt, text_rollout
+from peira.sources.text_rollout import Attempt, Attempts
 from peira.tasks.pass_rate import PassCounts
 
 
@@ -65,7 +73,7 @@ def preset(env: str) -> Config:
     return Config(env=env)
 
 
-def preflight(config: Config, run: Run, envs: TextEnvs, sampler: Sampler) -> PassCounts:
+def preflight(config: Config, run: Run, envs: TextEnvs, attempts: Attempts) -> PassCounts:
     """Try every task `config.preflight` times with the policy as it is; its steps are real ones, and booked as such.
 
     Raises ValueError when fewer tasks than an iteration needs were solved often enough.
@@ -73,14 +81,7 @@ def preflight(config: Config, run: Run, envs: TextEnvs, sampler: Sampler) -> Pas
     tasks = [task for task in training_tasks(config, envs) for _ in range(config.preflight)]
     seeds = torch.randint(2**62, (len(tasks),), generator=run.generator("preflight")).tolist()
     names = run.episode_ids(len(tasks))
-    episodes = text_rollout(
-        envs,
-        sampler,
-        [Attempt(*entry) for entry in zip(names, tasks, tasks, seeds, strict=True)],
-        action_tokens=config.action_tokens,
-        system=envs.manual if config.system else None,
-        parse_failure_ends=config.parse_failure_ends,
-    )
+    episodes = attempts([Attempt(*entry) for entry in zip(names, tasks, tasks, seeds, strict=True)])
     run.gathered_episodes(episodes)
     return PassCounts.of(episodes)
 
@@ -93,11 +94,11 @@ def run(config: Config, run: Run) -> LanguagePolicy:
     resumed = run.keep(policy=policy, learner=learner, replay=replay, counts=counts)
     if not resumed and is_tiny(config.model):
         warm_start(config, run, envs, policy)
-    sampler = make_sampler(config, policy, temperature=config.temperature)
+    practised, judged = both_ways_of_acting(config, envs, policy)
     tasks = training_tasks(config, envs)
     if config.preflight:
         if not resumed:
-            counts.load_state_dict(preflight(config, run, envs, sampler).state_dict())
+            counts.load_state_dict(preflight(config, run, envs, practised).state_dict())
         tasks = counts.selected(at_least=config.preflight_least, at_most=config.preflight_most)
         if len(tasks) < config.groups:
             raise ValueError(
@@ -108,11 +109,10 @@ def run(config: Config, run: Run) -> LanguagePolicy:
     order = TaskOrder(tasks, config.groups)
     run.keep(order=order)
     reference = reference_of(config, policy)
-    judge = make_sampler(config, policy, temperature=config.evaluation_temperature)
 
     most = config.groups * config.group_size * envs.max_steps * (1 + config.resample)
     for _ in run.iterations(most):
-        fresh = gather(config, run, envs, sampler, order)
+        fresh = gather(config, run, practised, order)
         groups = fresh
         if config.preflight:
             run.log({"preflight_tasks": len(tasks)})
@@ -131,6 +131,6 @@ def run(config: Config, run: Run) -> LanguagePolicy:
             )
         report(run, fresh, groups, config.format_weight)
         learn(config, run, learner, groups, reference, stored_is_old=config.mode == "behaviour")
-        evaluate_when_due(config, run, envs, judge)
+        evaluate_when_due(config, run, envs, judged)
     envs.close()
     return policy

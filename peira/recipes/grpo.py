@@ -27,13 +27,12 @@ from peira.experience.dialogue import TextEpisode, total_steps
 from peira.learners.grpo import Aggregation, clipped_loss, k3, token_weights, truncated_weights
 from peira.learners.language import LanguageLearner
 from peira.policies.lm.model import LanguagePolicy, is_tiny
-from peira.policies.lm.sampler import Sampler
 from peira.recipes import sft
 from peira.recipes.ppo import check_ranges
-from peira.recipes.sft import TextConfig, evaluate_when_due, language_policy, make_sampler, training_tasks
+from peira.recipes.sft import TextConfig, acting, evaluate_when_due, language_policy, training_tasks
 from peira.runs.ledger import effective_sample_size
 from peira.runs.run import Run
-from peira.sources.text_rollout import Attempt, expert_rollout, text_rollout
+from peira.sources.text_rollout import Attempt, Attempts, expert_rollout
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class TaskOrder:
         self._left = list(state["left"])
 
 
-def gather(config: Config, run: Run, envs: TextEnvs, sampler: Sampler, order: TaskOrder) -> Groups:
+def gather(config: Config, run: Run, attempts: Attempts, order: TaskOrder) -> Groups:
     """One iteration's groups; under `resample` dead ones make room for live ones of further rounds."""
     live: Groups = []
     dead: Groups = []
@@ -138,14 +137,7 @@ def gather(config: Config, run: Run, envs: TextEnvs, sampler: Sampler, order: Ta
         seeds = torch.randint(2**62, (len(names),), generator=run.generator("sampling")).tolist()
         members = [task for task in tasks for _ in range(config.group_size)]
         groups = [names[place - place % config.group_size] for place in range(len(names))]
-        episodes = text_rollout(
-            envs,
-            sampler,
-            [Attempt(*entry) for entry in zip(names, members, groups, seeds, strict=True)],
-            action_tokens=config.action_tokens,
-            system=envs.manual if config.system else None,
-            parse_failure_ends=config.parse_failure_ends,
-        )
+        episodes = attempts([Attempt(*entry) for entry in zip(names, members, groups, seeds, strict=True)])
         run.gathered_episodes(episodes)
         for start in range(0, len(episodes), config.group_size):
             group = episodes[start : start + config.group_size]
@@ -214,48 +206,59 @@ def learn(
     sequences = [tokens[place] for place in present]
     flat_advantage = advantage.repeat_interleave(batch.lengths)
     sampled = torch.from_numpy(np.concatenate([sequence.log_probs for sequence in sequences]))
-    old = learner.log_prob(sequences, temperature=config.temperature)
     replayed = torch.tensor([e.source == "replayed" for e in batch.episodes]).repeat_interleave(batch.lengths)
-    _book(run, batch, old, sampled, replayed)
-    correction = torch.ones_like(old)
-    if config.importance_limit is not None:
-        correction = torch.where(replayed, 1.0, truncated_weights(old, sampled, config.importance_limit))
-    if stored_is_old:
-        old = torch.where(replayed, sampled, old)
     towards = reference.log_prob(sequences, temperature=config.temperature) if reference else None
 
     first = torch.cat([torch.zeros(1, dtype=torch.long), batch.lengths.cumsum(0)])
-    norms, divergence = [], 0.0
+    parts = []
     for part in torch.arange(len(groups)).tensor_split(config.minibatches):
         inside = torch.isin(batch.group, part)
-        weight = token_weights(batch.lengths, counted & inside, aggregation=config.aggregation)
-        chosen = [place for place in present if inside[place]]
-        if not chosen:
-            continue
-        where = torch.cat([torch.arange(first[place], first[place + 1]) for place in chosen])
+        if chosen := [place for place in present if inside[place]]:
+            where = torch.cat([torch.arange(first[place], first[place + 1]) for place in chosen])
+            weight = token_weights(batch.lengths, counted & inside, aggregation=config.aggregation)
+            parts.append(([tokens[place] for place in chosen], where, weight))
+    # Log-probabilities under the policy before the update; the first step computes its own part of them anyway.
+    before = torch.full_like(sampled, torch.nan)
+    for chosen, where, _ in parts[1:]:
+        before[where] = learner.log_prob(chosen, temperature=config.temperature)
 
-        def loss(log_prob: Tensor, which: Tensor, where: Tensor = where, weight: Tensor = weight) -> Tensor:
+    norms, divergence = [], 0.0
+    for number, (chosen, where, weight) in enumerate(parts):
+
+        def loss(
+            log_prob: Tensor,
+            which: Tensor,
+            where: Tensor = where,
+            weight: Tensor = weight,
+            is_first: bool = number == 0,
+        ) -> Tensor:
             nonlocal divergence
-            at = where[which.cpu()]
+            device, at = log_prob.device, where[which.cpu()]
+            if is_first:
+                before[at] = log_prob.detach().cpu()
+            old = torch.where(replayed[at], sampled[at], before[at]) if stored_is_old else before[at]
             value = clipped_loss(
                 log_prob,
-                old[at].to(log_prob.device),
-                flat_advantage[at].to(log_prob.device),
+                old.to(device),
+                flat_advantage[at].to(device),
                 clip_low=config.clip_low,
                 clip_high=config.clip_high,
                 dual_clip=config.dual_clip,
             )
-            value = value * correction[at].to(log_prob.device)
+            if config.importance_limit is not None:
+                limited = truncated_weights(before[at], sampled[at], config.importance_limit)
+                value = value * torch.where(replayed[at], 1.0, limited).to(device)
             if towards is not None:
-                distance = k3(log_prob, towards[at].to(log_prob.device))
-                divergence += (distance.detach() * weight[at].to(log_prob.device)).sum().item()
+                distance = k3(log_prob, towards[at].to(device))
+                divergence += (distance.detach() * weight[at].to(device)).sum().item()
                 value = value + config.kl_coefficient * distance
-            return (value * weight[at].to(log_prob.device)).sum()
+            return (value * weight[at].to(device)).sum()
 
-        norms.append(learner.step([tokens[place] for place in chosen], loss, temperature=config.temperature))
+        norms.append(learner.step(chosen, loss, temperature=config.temperature))
+    _book(run, batch, before, sampled, replayed)
     run.log({"gradient_norm": sum(norms) / len(norms), "trained_tokens": int(batch.lengths.sum())})
     if towards is not None:
-        run.log({"kl_reference": divergence / config.minibatches})
+        run.log({"kl_reference": divergence / len(parts)})
 
 
 def _book(run: Run, batch: Laid, old: Tensor, sampled: Tensor, replayed: Tensor) -> None:
@@ -349,6 +352,15 @@ def warm_start(config: Config, run: Run, envs: TextEnvs, policy: LanguagePolicy)
         sft.imitate(learner, demonstrations.tokens, run.generator("demonstrations"), batch=settings.batch)
 
 
+def both_ways_of_acting(config: Config, envs: TextEnvs, policy: LanguagePolicy) -> tuple[Attempts, Attempts]:
+    """The policy in training, and as it is judged."""
+    ends = config.parse_failure_ends
+    return (
+        acting(config, envs, policy, temperature=config.temperature, parse_failure_ends=ends),
+        acting(config, envs, policy, temperature=config.evaluation_temperature, parse_failure_ends=ends),
+    )
+
+
 def reference_of(config: Config, policy: LanguagePolicy) -> LanguageLearner | None:
     """A frozen copy of the policy, where the KL to it is asked for."""
     if not config.kl_coefficient:
@@ -363,14 +375,13 @@ def run(config: Config, run: Run) -> LanguagePolicy:
     if not run.keep(policy=policy, learner=learner, order=order) and is_tiny(config.model):
         warm_start(config, run, envs, policy)
     reference = reference_of(config, policy)
-    sampler = make_sampler(config, policy, temperature=config.temperature)
-    judge = make_sampler(config, policy, temperature=config.evaluation_temperature)
+    practised, judged = both_ways_of_acting(config, envs, policy)
 
     most = config.groups * config.group_size * envs.max_steps * (1 + config.resample)
     for _ in run.iterations(most):
-        groups = gather(config, run, envs, sampler, order)
+        groups = gather(config, run, practised, order)
         report(run, groups, groups, config.format_weight)
         learn(config, run, learner, groups, reference)
-        evaluate_when_due(config, run, envs, judge)
+        evaluate_when_due(config, run, envs, judged)
     envs.close()
     return policy

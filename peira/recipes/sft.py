@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from peira.policies.lm.model import LanguagePolicy, is_tiny, load_language_polic
 from peira.policies.lm.sampler import Sampler
 from peira.recipes.ppo import check_ranges
 from peira.runs.run import Run
-from peira.sources.text_rollout import Attempt, expert_rollout
+from peira.sources.text_rollout import Attempt, Attempts, expert_rollout, text_rollout
 
 EPISODES_FOR_THE_VOCABULARY = 256
 
@@ -126,27 +127,35 @@ def texts_of(envs: TextEnvs) -> list[str]:
     return texts
 
 
-def make_sampler(config: TextConfig, policy: LanguagePolicy, *, temperature: float) -> Sampler:
+def acting(
+    config: TextConfig,
+    envs: TextEnvs,
+    policy: LanguagePolicy,
+    *,
+    temperature: float,
+    parse_failure_ends: bool = True,
+) -> Attempts:
+    """How the policy, as it is at every call, makes attempts in these worlds."""
     compiled = config.compiled and can_compile() and policy.device.type == "cpu"
-    return Sampler(policy, config.num_envs, temperature=temperature, compiled=compiled)
+    return partial(
+        text_rollout,
+        envs,
+        Sampler(policy, config.num_envs, temperature=temperature, compiled=compiled),
+        action_tokens=config.action_tokens,
+        system=envs.manual if config.system else None,
+        parse_failure_ends=parse_failure_ends,
+    )
 
 
 def training_tasks(config: TextConfig, envs: TextEnvs) -> Sequence[str]:
     return envs.tasks if config.tasks is None else envs.tasks[: config.tasks]
 
 
-def evaluate_when_due(config: TextConfig, run: Run, envs: TextEnvs, sampler: Sampler) -> None:
+def evaluate_when_due(config: TextConfig, run: Run, envs: TextEnvs, attempts: Attempts) -> None:
     """Judge the policy on held-out tasks, `config.evaluations` times over the budget."""
     if run.evaluation_due:
-        evaluation = evaluate_text(
-            envs,
-            sampler,
-            envs.held_out[: config.evaluation_episodes],
-            run.evaluation_seed,
-            action_tokens=config.action_tokens,
-            system=envs.manual if config.system else None,
-        )
-        run.evaluated(evaluation)
+        tasks = envs.held_out[: config.evaluation_episodes]
+        run.evaluated(evaluate_text(attempts, tasks, run.evaluation_seed))
 
 
 class Demonstrations:
@@ -197,7 +206,7 @@ def run(config: Config, run: Run) -> LanguagePolicy:
     learner = LanguageLearner(policy, learning_rate=config.learning_rate, micro_tokens=config.micro_tokens)
     demonstrations = Demonstrations()
     run.keep(policy=policy, learner=learner, demonstrations=demonstrations)
-    sampler = make_sampler(config, policy, temperature=config.evaluation_temperature)
+    judged = acting(config, envs, policy, temperature=config.evaluation_temperature)
     tasks = training_tasks(config, envs)
 
     for iteration in run.iterations(config.num_envs * envs.max_steps):
@@ -217,6 +226,6 @@ def run(config: Config, run: Run) -> LanguagePolicy:
                 learner, demonstrations.tokens, run.generator("demonstrations"), batch=config.batch
             )
         run.log({**measures, "demonstrations": len(demonstrations.tokens)})
-        evaluate_when_due(config, run, envs, sampler)
+        evaluate_when_due(config, run, envs, judged)
     envs.close()
     return policy

@@ -7,7 +7,7 @@ to read too, so that reading is done many rows at a time and no row waits long f
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,10 @@ class Attempt:
     task: str
     group: str
     seed: int
+
+
+Attempts = Callable[[Sequence[Attempt]], list[TextEpisode]]
+"""Makes these attempts with some policy; their episodes, in this order."""
 
 
 def action_of(text: str) -> str | None:
