@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ def _attend(
     query: Float[Tensor, "rows heads length size"],
     keys: Float[Tensor, "rows groups seen size"],
     values: Float[Tensor, "rows groups seen size"],
-    mask: Bool[Tensor, "rows 1 length seen"],
+    mask: Bool[Tensor, "rows 1 length seen"] | None,
     *,
     scaling: float,
     **_: Any,
@@ -29,23 +28,19 @@ def _attend(
     groups, seen = keys.shape[1], keys.shape[2]
     query = (query * scaling).reshape(rows, groups, heads // groups * length, size)
     weight = (query @ keys.transpose(2, 3)).view(rows, groups, heads // groups, length, seen)
+    if mask is None:  # `transformers` means that every token sees those before it.
+        mask = torch.ones(length, seen, dtype=torch.bool, device=query.device).tril(seen - length)[None, None]
     weight = weight.masked_fill(~mask[:, :, None], float("-inf")).softmax(-1)
     output = weight.view(rows, groups, heads // groups * length, seen) @ values
     return output.view(rows, heads, length, size).transpose(1, 2).contiguous(), None
 
 
-@contextlib.contextmanager
-def grouped_attention(causal: nn.Module) -> Iterator[None]:
-    """Within, `causal` attends by groups, if it is of a type for which that is the same."""
-    if causal.config.model_type not in _MODELS:
-        yield
-        return
-    from transformers import AttentionInterface
+def attend_by_groups(causal: nn.Module) -> None:
+    """Let `causal` attend by groups from now on, if it is of a type for which that is the same; it pays on CPUs."""
+    if causal.config.model_type in _MODELS:
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, _attend)
-    usual = causal.config._attn_implementation
-    causal.config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        causal.config._attn_implementation = usual
+        AttentionInterface.register(NAME, _attend)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        causal.config._attn_implementation = NAME

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from peira.experience.dialogue import Tokens
+from peira.policies.lm.attention import attend_by_groups
 from peira.policies.lm.tokenizer import Renderer, train_tokenizer
 
 MISSING = "needs what is not installed here: pip install 'peira[language]'"
@@ -43,6 +44,8 @@ class LanguagePolicy(nn.Module):
         ends = model.generation_config.eos_token_id if model.generation_config is not None else None
         ends = tokenizer.eos_token_id if ends is None else ends
         self.renderer = Renderer(tokenizer, ends if isinstance(ends, list | tuple) else [ends])
+        if self.device.type == "cpu":
+            attend_by_groups(self.causal)
         # The head is only applied where a log-probability is wanted, unless the model does more than that.
         self._plain_head = self._head_is_plain()
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from peira.policies.compiled import compile_function
-from peira.policies.lm.attention import grouped_attention
 from peira.policies.lm.model import LanguagePolicy
 
 _SMALLEST, _STEP, _DOUBLED_FROM = 128, 64, 512
@@ -73,6 +72,8 @@ class Sampler:
         Raises ContextOverflow, with nothing read, when a row would come to hold more than the model's context.
         """
         rows = np.asarray(rows)
+        if (np.diff(rows) <= 0).any():
+            raise ValueError(f"rows: expected rising numbers, got {rows.tolist()}")
         counts = np.array([len(chunk) for chunk in chunks])
         self._make_room(rows, self.length[rows] + counts)
         if not self._keep_cache:
@@ -130,9 +131,7 @@ class Sampler:
         ]
         function = self._functions.get(self._capacity)
         if function is None:
-            with grouped_attention(self.policy.causal):
-                function = compile_function(self._one_step, arguments)
-            self._functions[self._capacity] = function
+            function = self._functions[self._capacity] = compile_function(self._one_step, arguments)
         token, log_prob = function(*arguments)
         return token.numpy()[rows], log_prob.numpy()[rows]
 
@@ -148,9 +147,9 @@ class Sampler:
             self._capacity += _STEP if self._capacity < _DOUBLED_FROM else self._capacity
         for layers in (self._keys, self._values):
             for layer, old in enumerate(layers):
-                if old.shape[1] < self._capacity:
-                    layers[layer] = old.new_zeros(old.shape[0], self._capacity, *old.shape[2:])
-                    layers[layer][:, : old.shape[1]] = old
+                if old.shape[2] < self._capacity:
+                    layers[layer] = old.new_zeros(*old.shape[:2], self._capacity, old.shape[3])
+                    layers[layer][:, :, : old.shape[2]] = old
 
     def _chances(self, rows: np.ndarray) -> Float[Tensor, " rows"]:
         """One number in (0, 1) for each row's next token, from its seed and how much it has read."""
@@ -221,13 +220,13 @@ class _Cache:
         if layer == len(sampler._keys):
             _, heads, _, size = keys.shape
             for layers, new in ((sampler._keys, keys), (sampler._values, values)):
-                layers.append(new.new_zeros(sampler.rows, sampler._capacity, heads, size))
+                layers.append(new.new_zeros(sampler.rows, heads, sampler._capacity, size))
         rows = self._rows.to(keys.device)
-        place = (rows[:, None], self._positions.to(keys.device))
+        row, position = rows[:, None], self._positions.to(keys.device)
         seen = []
         for layers, new in ((sampler._keys, keys), (sampler._values, values)):
-            layers[layer].index_put_(place, new.transpose(1, 2))
-            seen.append(layers[layer][rows].transpose(1, 2))
+            layers[layer][row, :, position] = new.transpose(1, 2)
+            seen.append(layers[layer] if len(rows) == sampler.rows else layers[layer][rows])
         return seen[0], seen[1]
 
     def get_seq_length(self, *_: Any) -> int:
@@ -241,12 +240,12 @@ class _WholeCache:
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], positions: Tensor):
         self._keys, self._values = keys, values
-        self._place = (torch.arange(len(positions)), positions)
+        self._rows, self._positions = torch.arange(len(positions)), positions
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         for whole, new in ((self._keys[layer], keys), (self._values[layer], values)):
-            whole.index_put_(self._place, new[:, :, 0])
-        return self._keys[layer].transpose(1, 2), self._values[layer].transpose(1, 2)
+            whole[self._rows, :, self._positions] = new[:, :, 0]
+        return self._keys[layer], self._values[layer]
 
     def get_seq_length(self, *_: Any) -> int:
         return 0
