@@ -1,19 +1,14 @@
 """Rollouts of text: every attempt is made, in order, and its tokens are those that were read and sampled."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from text_worlds import Corridor, Failing
 
 from peira.environments.text import SeparateTextEnvs
 from peira.policies.lm.model import make_tiny
 from peira.policies.lm.sampler import ContextOverflow, Sampler
 from peira.sources.text_rollout import Attempt, action_of, expert_rollout, text_rollout
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "environments"))
-from text_worlds import Corridor, Failing
 
 TEXT = ["at 0 go to 1", "at 1", "at 2 3 4 5 6", "left", "right"]
 

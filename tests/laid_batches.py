@@ -41,18 +41,20 @@ class SilentRun:
 class GradientKeeper:
     """Stands for a learner whose policy gives every sampled token the same log-probability.
 
-    `gradients` holds, for every step, −∂loss/∂log π of each token.
+    `gradients` holds, for every step, −∂loss/∂log π of each token; `passes` counts passes without gradients.
     """
 
     def __init__(self, log_prob):
         self._log_prob = log_prob
-        self.gradients = []
+        self.gradients, self.passes = [], 0
 
     def log_prob(self, episodes, *, temperature):
+        self.passes += 1
         return torch.full((sum(int(entry.sampled.sum()) for entry in episodes),), self._log_prob)
 
     def step(self, episodes, loss, *, temperature):
-        leaf = self.log_prob(episodes, temperature=temperature).requires_grad_()
+        sampled = sum(int(entry.sampled.sum()) for entry in episodes)
+        leaf = torch.full((sampled,), self._log_prob, requires_grad=True)
         loss(leaf, torch.arange(len(leaf))).backward()
         self.gradients.append(-leaf.grad)
         return 0.0
