@@ -105,7 +105,7 @@ def test_arpo_without_replay_is_grpo(warm, peira, tmp_path):
 @pytest.mark.parametrize(
     ("moment", "call"),
     [
-        ("peira.policies.lm.sampler:_choose", 150),  # while it generates
+        ("peira.policies.lm.sampler:choose", 150),  # while it generates
         ("peira.recipes.grpo:clipped_loss", 3),  # between the two steps of an update
         ("peira.experience.success_replay:Splice", 2),  # between replay and update
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,19 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@runtime_checkable
+class Sampled(Protocol):
+    """An episode as some policy saw it: what it sampled can be counted, and has the log-probabilities of then."""
+
+    @property
+    def sampled(self) -> Bool[np.ndarray, " tokens"]: ...
+
+    @property
+    def log_probs(self) -> Float[np.ndarray, " sampled"]: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass

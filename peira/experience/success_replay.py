@@ -42,7 +42,8 @@ class SuccessReplay:
 
     An iteration goes through `splice`, then `store`, in this order (``arpo.md`` 2.5): what is stored now helps from the
     next iteration on, and a replayed episode is never stored again. `max_age` (in policy versions) and `max_uses` leave
-    entries out that are older or were replayed more often; None for no limit, as in the official code.
+    entries out that are older or were replayed more often; None for no limit, as in the official code. `kind` is the
+    class of the episodes.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class SuccessReplay:
         stored_above: float = 0.1,
         max_age: int | None = None,
         max_uses: int | None = None,
+        kind: type[TextEpisode] = TextEpisode,
     ):
         if capacity < 1:
             raise ValueError(f"capacity: expected at least 1, got {capacity}")
         self.capacity, self.dead_deviation, self.dead_mean = capacity, dead_deviation, dead_mean
         self.stored_above, self.max_age, self.max_uses = stored_above, max_age, max_uses
+        self._kind = kind
         self._entries: dict[str, deque[Entry]] = {}
 
     def __len__(self) -> int:
@@ -111,7 +114,7 @@ class SuccessReplay:
     def load_state_dict(self, state: dict) -> None:
         self._entries = {
             task: deque(
-                (Entry(TextEpisode.from_state(entry["episode"]), entry["used"]) for entry in entries),
+                (Entry(self._kind.from_state(entry["episode"]), entry["used"]) for entry in entries),
                 maxlen=self.capacity,
             )
             for task, entries in state.items()

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from peira.experience.dialogue import Tokens
-from peira.policies.lm.model import LanguagePolicy
+from peira.experience.dialogue import Sampled
 
 TokenLoss = Callable[[Float[Tensor, " tokens"], Int[Tensor, " tokens"]], Float[Tensor, ""]]
 
 
+@runtime_checkable
+class Scoring(Protocol):
+    """A policy that gives what it sampled in whole episodes a log-probability each."""
+
+    version: int
+
+    def trained(self) -> list[nn.Parameter]: ...
+
+    def log_prob(
+        self, episodes: Sequence[Sampled], *, temperature: float = 1.0
+    ) -> Float[Tensor, " tokens"]: ...
+
+
 class LanguageLearner:
-    """AdamW on the trained parameters of a language policy.
+    """AdamW on the trained parameters of a policy that is scored by whole episodes.
 
     Episodes go through the model packed, at most `micro_tokens` tokens at a time; gradients add up, so that this bounds
     memory and changes nothing else. Gradients are clipped to the norm `max_gradient_norm`; a step whose norm is not
@@ -25,7 +38,7 @@ class LanguageLearner:
 
     def __init__(
         self,
-        policy: LanguagePolicy,
+        policy: Scoring,
         *,
         learning_rate: float,
         weight_decay: float = 0.0,
@@ -39,7 +52,7 @@ class LanguageLearner:
             self._parameters, lr=learning_rate, weight_decay=weight_decay, fused=True
         )
 
-    def log_prob(self, episodes: Sequence[Tokens], *, temperature: float) -> Float[Tensor, " tokens"]:
+    def log_prob(self, episodes: Sequence[Sampled], *, temperature: float) -> Float[Tensor, " tokens"]:
         """Log-probability of every sampled token, episode by episode, without gradients."""
         flat = torch.zeros(sum(int(episode.sampled.sum()) for episode in episodes))
         with torch.no_grad():
@@ -47,7 +60,7 @@ class LanguageLearner:
                 flat[where] = self.policy.log_prob(chosen, temperature=temperature).cpu()
         return flat
 
-    def step(self, episodes: Sequence[Tokens], loss: TokenLoss, *, temperature: float = 1.0) -> float:
+    def step(self, episodes: Sequence[Sampled], loss: TokenLoss, *, temperature: float = 1.0) -> float:
         """One step on loss(log_prob, which): `which` are the places of these sampled tokens among all, laid flat.
 
         The losses of all parts are added. Returns the norm of the gradient before clipping.
@@ -64,7 +77,7 @@ class LanguageLearner:
             self.policy.version += 1
         return norm
 
-    def _parts(self, episodes: Sequence[Tokens]) -> list[tuple[list[Tokens], Int[Tensor, " tokens"]]]:
+    def _parts(self, episodes: Sequence[Sampled]) -> list[tuple[list[Sampled], Int[Tensor, " tokens"]]]:
         """Episodes of similar length together, with the places of their sampled tokens among those of all."""
         counts = np.array([int(episode.sampled.sum()) for episode in episodes])
         starts = np.concatenate([[0], np.cumsum(counts)])

@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 
 from peira.environments.text import TextEnvs, make_text
+from peira.experience.dialogue import TextEpisode
 from peira.experience.success_replay import SuccessReplay
 from peira.policies.lm.model import LanguagePolicy, is_tiny
 from peira.recipes import grpo
@@ -35,8 +36,9 @@ from peira.recipes.grpo import (
     warm_start,
 )
 from peira.recipes.ppo import check_ranges
-from peira.recipes.sft import evaluate_when_due, training_tasks
+from peira.recipes.sft import evaluate_when_due, is_dom, training_tasks
 from peira.runs.run import Run
+from peira.sources.choice_rollout import ChoiceEpisode
 from peira.sources.text_rollout import Attempt, Attempts
 from peira.tasks.pass_rate import PassCounts
 
@@ -89,7 +91,12 @@ def preflight(config: Config, run: Run, envs: TextEnvs, attempts: Attempts) -> P
 def run(config: Config, run: Run) -> LanguagePolicy:
     envs = make_text(config.env, config.num_envs)
     policy, learner = begin(config, run, envs)
-    replay = SuccessReplay(config.capacity, max_age=config.max_age, max_uses=config.max_uses)
+    replay = SuccessReplay(
+        config.capacity,
+        max_age=config.max_age,
+        max_uses=config.max_uses,
+        kind=ChoiceEpisode if is_dom(config.model) else TextEpisode,
+    )
     counts = PassCounts({}, {})
     resumed = run.keep(policy=policy, learner=learner, replay=replay, counts=counts)
     if not resumed and is_tiny(config.model):

@@ -9,10 +9,12 @@ copy names from what it read is the number of updates and of different episodes,
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,13 +25,16 @@ from peira.experience.dialogue import TextEpisode, Tokens
 from peira.learners.grpo import token_weights
 from peira.learners.language import LanguageLearner, supervised_loss
 from peira.policies.compiled import can_compile
+from peira.policies.dom import DomPolicy
 from peira.policies.lm.model import LanguagePolicy, is_tiny, load_language_policy, make_tiny
 from peira.policies.lm.sampler import Sampler
 from peira.recipes.ppo import check_ranges
 from peira.runs.run import Run
+from peira.sources.choice_rollout import choice_rollout
 from peira.sources.text_rollout import Attempt, Attempts, expert_rollout, text_rollout
 
 EPISODES_FOR_THE_VOCABULARY = 256
+DOM = "dom:"
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class TextConfig:
     seed: int = 0
     """Seed of everything random."""
     model: str = "tiny:"
-    """Model: a folder or hub id of a transformers causal LM, RUN/policy of a run, or tiny:WIDTHxLAYERS."""
+    """Model: folder or hub id of a transformers causal LM, RUN/policy, tiny:WIDTHxLAYERS, or dom: (web pages)."""
     lora_rank: int = 0
     """Rank of LoRA adapters; 0 to train all parameters."""
     context: int = 512
@@ -104,11 +109,22 @@ def preset(env: str) -> Config:
 
 def language_policy(config: TextConfig, envs: TextEnvs, run: Run) -> LanguagePolicy:
     """The model that the settings name; one made from nothing gets its vocabulary from the world's own text."""
+    if is_dom(config.model):
+        if not config.env.startswith("miniwob/"):
+            raise ValueError(f"model: {config.model} acts on web pages, env miniwob/PAGE; got {config.env}")
+        seed = run.derived_seed("policy")
+        return DomPolicy(seed=seed) if config.model == DOM else DomPolicy.load(Path(config.model))
     if not is_tiny(config.model):
         return load_language_policy(
             config.model, lora_rank=config.lora_rank, seed=run.derived_seed("adapters")
         )
     return make_tiny(config.model, texts_of(envs), context=config.context, seed=run.derived_seed("policy"))
+
+
+def is_dom(model: str) -> bool:
+    """Whether this names a policy over page elements: "dom:", or the folder of one."""
+    about = Path(model) / "policy.json"
+    return model == DOM or (about.exists() and json.loads(about.read_text())["class"] == "DomPolicy")
 
 
 def texts_of(envs: TextEnvs) -> list[str]:
@@ -136,6 +152,8 @@ def acting(
     parse_failure_ends: bool = True,
 ) -> Attempts:
     """How the policy, as it is at every call, makes attempts in these worlds."""
+    if isinstance(policy, DomPolicy):
+        return partial(choice_rollout, envs, policy, temperature=temperature)
     compiled = config.compiled and can_compile() and policy.device.type == "cpu"
     return partial(
         text_rollout,

@@ -112,7 +112,7 @@ class _Rollout:
             for (row, place), outcome in zip(chosen, outcomes, strict=True):
                 episode = self.episodes[place]
                 if outcome.error is not None:
-                    _end(episode, outcome)
+                    end_episode(episode, outcome)
                     rows.append(row)
                     continue
                 self.place[row] = place
@@ -174,7 +174,7 @@ class _Rollout:
             episode = self.episodes[self.place[row]]
             failed = self.parse_failure_ends and not outcome.understood
             if outcome.over or failed:
-                _end(episode, outcome, failed_to_parse=failed)
+                end_episode(episode, outcome, failed_to_parse=failed)
                 free.append(row)
             else:
                 following = self.renderer.next(outcome.observation, last[row])
@@ -183,7 +183,8 @@ class _Rollout:
         self._fill(sorted(free))
 
 
-def _end(episode: TextEpisode, outcome: Outcome, *, failed_to_parse: bool = False) -> None:
+def end_episode(episode: TextEpisode, outcome: Outcome, *, failed_to_parse: bool = False) -> None:
+    """Book how a world ended this episode."""
     episode.error = outcome.error
     if outcome.error is not None:
         episode.ending = "env_error"
@@ -214,7 +215,7 @@ def expert_rollout(
             for place, outcome in zip(running, outcomes, strict=True):
                 episode = episodes[place]
                 if outcome.over:
-                    _end(episode, outcome)
+                    end_episode(episode, outcome)
                     continue
                 going.append(place)
                 message = {"role": "user", "content": outcome.observation}

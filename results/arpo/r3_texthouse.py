@@ -122,8 +122,8 @@ def markdown(document: dict) -> str:
         f"`{document['command']}` · {ENV}, 0.34 M parameters, {WARM_STEPS} steps of demonstrations, then {STEPS} real",
         f"steps for every arm (a pre-flight's included) · seeds 0 to {document['seeds'] - 1} · 256 held-out tasks",
         "",
-        "| arm | held-out success (each seed) | mean | on training tasks: mean / last 5 iterations | spread of rewards | "
-        "dead groups, before → after replay | episodes replayed | tasks |",
+        "| arm | held-out success (each seed) | mean | on training tasks: mean / last 5 iterations | "
+        "spread of rewards | dead groups, before → after replay | episodes replayed | tasks |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for arm, entry in document["arms"].items():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from peira.policies.compiled import compile_function
+from peira.policies.draws import chances, choose
 from peira.policies.lm.model import LanguagePolicy
 
 _SMALLEST, _STEP, _DOUBLED_FROM = 128, 64, 512
@@ -104,7 +105,7 @@ class Sampler:
             cache=cache,
         )
         self.length[rows] += counts
-        token, log_prob = _choose(logits, self._chances(rows).to(device), self._temperature)
+        token, log_prob = choose(logits, self._chances(rows).to(device), self._temperature)
         return token.cpu().numpy(), log_prob.cpu().numpy()
 
     @torch.no_grad()
@@ -153,21 +154,14 @@ class Sampler:
 
     def _chances(self, rows: np.ndarray) -> Float[Tensor, " rows"]:
         """One number in (0, 1) for each row's next token, from its seed and how much it has read."""
-        with np.errstate(over="ignore"):
-            # Steele, Lea and Flood 2014: SplitMix64, as a hash of (seed, length).
-            bits = self._seed[rows].astype(np.uint64) * np.uint64(0xD1342543DE82EF95)
-            bits = bits + (self.length[rows].astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-            bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            bits = bits ^ (bits >> np.uint64(31))
-        return torch.from_numpy(((bits >> np.uint64(40)).astype(np.float64) + 0.5) / 2**24).float()
+        return chances(self._seed[rows], self.length[rows])
 
     def _tensors(self) -> dict[str, Tensor]:
         causal = self.policy.causal
         return {**dict(causal.named_parameters()), **dict(causal.named_buffers())}
 
     def _one_step(
-        self, ids: Tensor, positions: Tensor, chances: Tensor, *tensors: Tensor
+        self, ids: Tensor, positions: Tensor, chance: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         layers = len(self._keys)
         named = dict(zip(self._tensors(), tensors[2 * layers :], strict=True))
@@ -179,7 +173,7 @@ class Sampler:
             {f"causal.{name}": value for name, value in named.items()},
             (ids[:, None], positions[:, None], mask, cache),
         )
-        return _choose(logits[:, 0], chances, self._temperature)
+        return choose(logits[:, 0], chance, self._temperature)
 
 
 class _Logits(nn.Module):
@@ -192,19 +186,6 @@ class _Logits(nn.Module):
 
     def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
         return self._policy[0].logits(ids, positions, mask, cache=cache)
-
-
-def _choose(
-    logits: Float[Tensor, "rows vocabulary"], chances: Float[Tensor, " rows"], temperature: float
-) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """The token at which the running sum of probabilities passes `chances`, and its log-probability."""
-    log_probs = torch.log_softmax(logits / temperature if temperature else logits, -1)
-    if temperature:
-        total = log_probs.exp().cumsum(-1)
-        token = (total < chances[:, None] * total[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
-    else:
-        token = log_probs.argmax(-1)
-    return token, log_probs.gather(1, token[:, None]).squeeze(1)
 
 
 class _Cache:
