@@ -5,9 +5,9 @@
 writes r2_miniwob.json and r2_miniwob.md beside itself, anew after every run. Runs lie in --work; finished ones are used
 again, stopped ones resumed, so that pages, arms and seeds can be added. A run takes one to three minutes.
 
-A task is a page and a seed: 16 fixed ones are trained on, 8 of them an iteration with 8 attempts each. Every arm has the
-same budget of real steps, resampled ones included. Areas are means over iterations of the success of fresh episodes;
-the policy at the end is judged on 64 seeds that nothing was trained on.
+A task is a page and a seed: 16 fixed ones are trained on, 8 of them an iteration with 8 attempts each. Every arm has
+the same budget of real steps, resampled ones included. Areas are means over steps of the success of fresh episodes; the
+policy at the end is judged on 64 seeds that nothing was trained on.
 """
 
 import argparse
@@ -95,8 +95,8 @@ def markdown(document: dict) -> str:
     lines = [
         "# R2: web pages in a real browser",
         "",
-        f"`{document['command']}` · {STEPS} real steps a run · gains over GRPO are paired over seeds, with 95 % bootstrap",
-        "intervals (which few seeds make too narrow)",
+        f"`{document['command']}` · {STEPS} real steps a run · gains over GRPO are paired over seeds, with 95 %",
+        "bootstrap intervals (which few seeds make too narrow)",
         "",
         "| page | arm | seeds | area: success over training | gain | last 10 iterations | gain | 64 unseen seeds | "
         "gain | dead groups, before → after | episodes replayed |",

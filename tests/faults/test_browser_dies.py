@@ -74,6 +74,14 @@ def worlds():
     assert not [command for command in below(os.getpid()).values() if "chrom" in command]
 
 
+@pytest.fixture
+def temporary():
+    """An empty folder with a name short enough for Chromium's socket."""
+    folder = Path(tempfile.mkdtemp(prefix="p-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
 def begin(worlds, places):
     outcomes = worlds.reset(places, [f"click-test-2/{place}" for place in places])
     assert all(outcome.error is None for outcome in outcomes)
@@ -154,6 +162,22 @@ def test_a_browser_that_cannot_be_started_is_an_error_until_it_can(worlds, monke
     is_sound(worlds, [0])
 
 
+@pytest.mark.parametrize("driver", ["/bin/false", "/bin/echo", "no program"])
+def test_a_driver_that_ends_at_once_leaves_nothing(monkeypatch, temporary, driver):
+    if driver == "no program":
+        driver = str(temporary / "driver")
+        Path(driver).write_text("no program")
+        Path(driver).chmod(0o755)
+    monkeypatch.setenv("MINIWOB_CHROME_BINARY", "/bin/true")
+    monkeypatch.setenv("MINIWOB_CHROMEDRIVER", driver)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    worlds = MiniWoBEnvs("click-test-2", 1)
+    for _ in range(5):
+        (outcome,) = worlds.reset([0], ["click-test-2/0"])
+        assert outcome.error.startswith("the browser failed: chromedriver did not start")
+    assert not list(temporary.glob("peira-chromium-*"))
+
+
 def test_a_long_name_of_the_folder_for_temporary_files_is_no_hindrance(worlds, monkeypatch, tmp_path):
     long = tmp_path / "long" / ("x" * 100)
     long.mkdir(parents=True)
@@ -176,11 +200,10 @@ def test_close_leaves_neither_processes_nor_files():
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, "end", "a child that lives on"])
-def test_the_browser_goes_when_its_process_goes(how):
+def test_the_browser_goes_when_its_process_goes(how, temporary):
     then = {"end": "sys.exit()"}.get(how, "print('ready', flush=True)\ntime.sleep(600)")
     if how == "a child that lives on":  # and holds all that was open when it was forked
         then = "print('ready', flush=True)\nif os.fork() == 0: time.sleep(600)\ntime.sleep(600)"
-    temporary = Path(tempfile.mkdtemp(prefix="p-", dir="/tmp"))  # short, as it must be for Chromium's socket
     process = subprocess.Popen(
         [sys.executable, "-c", STARTER.format(then=then)],
         stdout=subprocess.PIPE,
@@ -211,4 +234,3 @@ def test_the_browser_goes_when_its_process_goes(how):
         process.stdout.close()
         if child is not None:
             os.kill(child, signal.SIGKILL)
-        shutil.rmtree(temporary)

@@ -25,9 +25,8 @@ def main() -> None:
         # A process forked off the parent would keep the pipe open beyond the parent's end: look at both.
         while not select.select([sys.stdin], [], [], 0.5)[0] and os.getppid() == parent:
             pass
-        os.killpg(
-            leader.pid, signal.SIGKILL
-        )  # Nobody has waited for the leader yet: the number is still its own.
+        # The leader has not been waited for, even where it has ended: the number is still its own.
+        os.killpg(leader.pid, signal.SIGKILL)
         while True:
             try:
                 os.wait()
