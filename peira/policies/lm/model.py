@@ -115,6 +115,9 @@ class LanguagePolicy(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer in the standard format, and `policy.json` beside them."""
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -234,8 +237,10 @@ def load_language_policy(
     """
     try:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
     except ImportError as fault:
         raise ValueError(f"model: {folder} {MISSING}") from fault
+    logging.disable_progress_bar()
     place = Path(folder)
     if place.exists() and not (place / "config.json").exists():
         raise ValueError(f"model: {folder} holds no config.json; name the folder of a transformers model")
