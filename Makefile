@@ -51,6 +51,7 @@ bench: .venv/installed-bench
 	$(BIN)/python benchmarks/ppo.py --out benchmarks/ppo.json
 	$(BIN)/python benchmarks/store.py --json benchmarks/store.json
 	$(BIN)/python benchmarks/language.py --out benchmarks/language.json
+	$(BIN)/python benchmarks/browser.py --out benchmarks/browser.json
 
 clean:
 	rm -rf .venv runs build dist *.egg-info

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from peira.experience.dialogue import TextEpisode
 
 Deviation = Literal["unbiased", "population", "none"]
 
@@ -53,3 +57,33 @@ def group_range(
     low = infinite.scatter_reduce(0, group[valid], reward[valid], "amin")
     high = (-infinite).scatter_reduce(0, group[valid], reward[valid], "amax")
     return low, high
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A batch laid flat: episodes in order, their rewards and groups, and the lengths of what they sampled."""
+
+    episodes: list[TextEpisode]
+    reward: Float[Tensor, " episodes"]
+    valid: Bool[Tensor, " episodes"]
+    group: Int[Tensor, " episodes"]
+    lengths: Int[Tensor, " episodes"]
+
+    @classmethod
+    def of(cls, groups: Sequence[Sequence[TextEpisode]], format_weight: float) -> Laid:
+        """R = score − λ·(the episode ended with what is no action)."""
+        episodes = [episode for group in groups for episode in group]
+        return cls(
+            episodes,
+            torch.tensor([e.score - format_weight * e.failed_to_parse for e in episodes]),
+            torch.tensor([e.error is None and e.sampled_tokens > 0 for e in episodes]),
+            torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group) for group in groups])),
+            torch.tensor([e.sampled_tokens for e in episodes]),
+        )
+
+    @property
+    def dead(self) -> Bool[Tensor, " groups"]:
+        """Groups whose rewards are all equal."""
+        number = int(self.group.max()) + 1
+        low, high = group_range(self.reward, self.group, self.valid, number)
+        return ~(high > low)

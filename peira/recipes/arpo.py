@@ -26,20 +26,20 @@ from peira.experience.success_replay import SuccessReplay
 from peira.policies.lm.model import LanguagePolicy, is_tiny
 from peira.recipes import grpo
 from peira.recipes.grpo import (
-    TaskOrder,
     begin,
     both_ways_of_acting,
     gather,
     learn,
     reference_of,
-    report,
     warm_start,
 )
 from peira.recipes.ppo import check_ranges
 from peira.recipes.sft import evaluate_when_due, is_dom, training_tasks
 from peira.runs.run import Run
+from peira.runs.text_ledger import group_columns
 from peira.sources.choice_rollout import ChoiceEpisode
 from peira.sources.text_rollout import Attempt, Attempts
+from peira.tasks.order import TaskOrder
 from peira.tasks.pass_rate import PassCounts
 
 
@@ -136,7 +136,7 @@ def run(config: Config, run: Run) -> LanguagePolicy:
                     "stored_successes": len(replay),
                 }
             )
-        report(run, fresh, groups, config.format_weight)
+        run.log(group_columns(fresh, groups, config.format_weight))
         learn(config, run, learner, groups, reference, stored_is_old=config.mode == "behaviour")
         evaluate_when_due(config, run, envs, judged)
     envs.close()

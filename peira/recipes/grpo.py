@@ -18,21 +18,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from peira.credit.group_relative import Deviation, group_advantages, group_range
+from peira.credit.group_relative import Deviation, Laid, group_advantages
 from peira.environments.text import TextEnvs, make_text
-from peira.experience.dialogue import TextEpisode, total_steps
+from peira.experience.dialogue import TextEpisode
 from peira.learners.grpo import Aggregation, clipped_loss, k3, token_weights, truncated_weights
 from peira.learners.language import LanguageLearner
 from peira.policies.lm.model import LanguagePolicy, is_tiny
 from peira.recipes import sft
 from peira.recipes.ppo import check_ranges
 from peira.recipes.sft import TextConfig, acting, evaluate_when_due, language_policy, training_tasks
-from peira.runs.ledger import effective_sample_size
 from peira.runs.run import Run
+from peira.runs.text_ledger import group_columns, replayed_steps, token_columns
 from peira.sources.text_rollout import Attempt, Attempts, expert_rollout
+from peira.tasks.order import TaskOrder
 
 
 @dataclass(frozen=True)
@@ -105,28 +105,6 @@ def preset(env: str) -> Config:
     return Config(env=env)
 
 
-class TaskOrder:
-    """Tasks in random order, each once before any comes again; a batch holds no task twice."""
-
-    def __init__(self, tasks: Sequence[str], batch: int):
-        if batch > len(tasks):
-            raise ValueError(f"groups: expected at most the number of tasks, {len(tasks)}, got {batch}")
-        self._tasks, self._batch = tasks, batch
-        self._left: list[int] = []
-
-    def draw(self, generator: torch.Generator) -> list[str]:
-        if len(self._left) < self._batch:
-            self._left = torch.randperm(len(self._tasks), generator=generator).tolist()
-        chosen, self._left = self._left[: self._batch], self._left[self._batch :]
-        return [self._tasks[place] for place in chosen]
-
-    def state_dict(self) -> dict:
-        return {"left": self._left}
-
-    def load_state_dict(self, state: dict) -> None:
-        self._left = list(state["left"])
-
-
 def gather(config: Config, run: Run, attempts: Attempts, order: TaskOrder) -> Groups:
     """One iteration's groups; under `resample` dead ones make room for live ones of further rounds."""
     live: Groups = []
@@ -150,36 +128,6 @@ def gather(config: Config, run: Run, attempts: Attempts, order: TaskOrder) -> Gr
 def _spread(group: Sequence[TextEpisode]) -> bool:
     scores = [(episode.score, episode.failed_to_parse) for episode in group if episode.error is None]
     return len(set(scores)) > 1
-
-
-@dataclass(frozen=True)
-class Laid:
-    """A batch laid flat: episodes in order, their rewards and groups, and the lengths of what they sampled."""
-
-    episodes: list[TextEpisode]
-    reward: Float[Tensor, " episodes"]
-    valid: Bool[Tensor, " episodes"]
-    group: Int[Tensor, " episodes"]
-    lengths: Int[Tensor, " episodes"]
-
-    @classmethod
-    def of(cls, groups: Groups, format_weight: float) -> Laid:
-        """R = score − λ·(the episode ended with what is no action)."""
-        episodes = [episode for group in groups for episode in group]
-        return cls(
-            episodes,
-            torch.tensor([e.score - format_weight * e.failed_to_parse for e in episodes]),
-            torch.tensor([e.error is None and e.sampled_tokens > 0 for e in episodes]),
-            torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group) for group in groups])),
-            torch.tensor([e.sampled_tokens for e in episodes]),
-        )
-
-    @property
-    def dead(self) -> Bool[Tensor, " groups"]:
-        """Groups whose rewards are all equal."""
-        number = int(self.group.max()) + 1
-        low, high = group_range(self.reward, self.group, self.valid, number)
-        return ~(high > low)
 
 
 def learn(
@@ -255,65 +203,10 @@ def learn(
             return (value * weight[at].to(device)).sum()
 
         norms.append(learner.step(chosen, loss, temperature=config.temperature))
-    _book(run, batch, before, sampled, replayed)
+    run.book(token_columns(batch, before, sampled, replayed), replayed_steps=replayed_steps(batch))
     run.log({"gradient_norm": sum(norms) / len(norms), "trained_tokens": int(batch.lengths.sum())})
     if towards is not None:
         run.log({"kl_reference": divergence / len(parts)})
-
-
-def _book(run: Run, batch: Laid, old: Tensor, sampled: Tensor, replayed: Tensor) -> None:
-    """The ledger's on-policy columns, token by token, before the policy learns from the batch."""
-    log_ratio = (old - sampled).clamp(-20.0, 20.0)
-    fresh = [e for e in batch.episodes if e.source != "replayed"]
-    share = replayed.float().mean().item()
-    columns = {
-        "staleness": _staleness(run, batch),
-        "effective_sample_size": effective_sample_size(log_ratio),
-        "kl_behaviour_target": (log_ratio.expm1() - log_ratio).mean().item(),
-        "share_real": 1 - share,
-        "share_replayed": share,
-    }
-    run.book(columns, replayed_steps=total_steps(batch.episodes) - total_steps(fresh))
-
-
-def _staleness(run: Run, batch: Laid) -> float:
-    newest = max(e.policy_version for e in batch.episodes)
-    age = torch.tensor([float(newest - e.policy_version) for e in batch.episodes])
-    weight = batch.lengths.float()
-    return ((age * weight).sum() / weight.sum()).item()
-
-
-def report(run: Run, fresh: Groups, learned: Groups, format_weight: float) -> None:
-    """What an iteration's fresh episodes came to, and the share of groups without signal before and after replay."""
-    before, after = Laid.of(fresh, format_weight), Laid.of(learned, format_weight)
-    sound = before.valid
-    score = torch.tensor([episode.score for episode in before.episodes])
-    mean = torch.zeros(len(fresh)).index_add(0, before.group, score) / len(fresh[0])
-    run.log(
-        {
-            "success": score[sound].mean().item() if sound.any() else 0.0,
-            "fresh_episodes": len(before.episodes),
-            "episode_steps": total_steps(before.episodes) / len(before.episodes),
-            "dead_groups": before.dead.float().mean().item(),
-            "dead_solved": (before.dead & (mean > 0.5)).float().mean().item(),
-            "dead_groups_after_replay": after.dead.float().mean().item(),
-            "reward_spread": _mean_spread(before),
-            "parse_failures": sum(e.failed_to_parse for e in before.episodes) / len(before.episodes),
-            "context_overflows": sum(e.ending == "context_overflow" for e in before.episodes)
-            / len(before.episodes),
-            "environment_errors": sum(e.error is not None for e in before.episodes) / len(before.episodes),
-        }
-    )
-
-
-def _mean_spread(batch: Laid) -> float:
-    """Mean over groups of the deviation (n − 1) of rewards within a group."""
-    spreads = [
-        batch.reward[(batch.group == number) & batch.valid].std().item()
-        for number in range(int(batch.group.max()) + 1)
-        if ((batch.group == number) & batch.valid).sum() > 1
-    ]
-    return sum(spreads) / len(spreads) if spreads else 0.0
 
 
 def begin(config: Config, run: Run, envs: TextEnvs) -> tuple[LanguagePolicy, LanguageLearner]:
@@ -380,7 +273,7 @@ def run(config: Config, run: Run) -> LanguagePolicy:
     most = config.groups * config.group_size * envs.max_steps * (1 + config.resample)
     for _ in run.iterations(most):
         groups = gather(config, run, practised, order)
-        report(run, groups, groups, config.format_weight)
+        run.log(group_columns(groups, groups, config.format_weight))
         learn(config, run, learner, groups, reference)
         evaluate_when_due(config, run, envs, judged)
     envs.close()

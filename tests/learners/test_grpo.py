@@ -6,8 +6,10 @@ import pytest
 import torch
 from laid_batches import GradientKeeper, SilentRun, episode
 
+from peira.credit.group_relative import Laid
 from peira.learners.grpo import clipped_loss, k3, token_weights, truncated_weights
 from peira.recipes import grpo
+from peira.tasks.order import TaskOrder
 
 LENGTHS = torch.tensor([1, 3, 0, 4])
 ALL = torch.ones(4, dtype=torch.bool)
@@ -105,10 +107,10 @@ def test_an_episode_whose_world_failed_is_left_out_of_loss_and_statistics():
 def test_the_format_penalty_comes_off_the_reward():
     members = group(DEAD, "a")
     members[1].ending = "parse_error"
-    laid = grpo.Laid.of([members], 0.5)
+    laid = Laid.of([members], 0.5)
     assert laid.reward.tolist() == [0.0, -0.5]
     assert not laid.dead.any()
-    assert grpo.Laid.of([members], 0.0).dead.all()
+    assert Laid.of([members], 0.0).dead.all()
 
 
 def test_kl_pulls_towards_the_reference():
@@ -149,15 +151,15 @@ def test_resampling_puts_live_groups_in_the_place_of_dead_ones():
         return found
 
     config = grpo.Config(**SMALL, minibatches=1, resample=3)
-    groups = grpo.gather(config, Gathering(), attempts, grpo.TaskOrder(["a", "b", "c", "d"], 2))
+    groups = grpo.gather(config, Gathering(), attempts, TaskOrder(["a", "b", "c", "d"], 2))
     assert [[entry.score for entry in members] for members in groups] == [LIVE, LIVE]
     assert seen == [4, 4]  # It stops as soon as there are enough.
 
 
 def test_every_task_comes_once_before_any_comes_again():
-    order, generator = grpo.TaskOrder("abcdefg", 3), torch.Generator().manual_seed(0)
+    order, generator = TaskOrder("abcdefg", 3), torch.Generator().manual_seed(0)
     for _ in range(3):
         batches = [order.draw(generator), order.draw(generator)]
         assert len({task for batch in batches for task in batch}) == 6
     with pytest.raises(ValueError, match="groups: expected at most the number of tasks, 2, got 3"):
-        grpo.TaskOrder("ab", 3)
+        TaskOrder("ab", 3)

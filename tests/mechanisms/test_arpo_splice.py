@@ -7,6 +7,7 @@ from peira.experience.success_replay import SuccessReplay
 from peira.learners.language import LanguageLearner
 from peira.policies.lm.model import make_tiny
 from peira.recipes import arpo, grpo
+from peira.runs.text_ledger import group_columns
 
 CONFIG = arpo.Config(groups=1, minibatches=1)
 
@@ -49,10 +50,9 @@ def test_order_of_operations():
     assert [entry.id for entry in replay.of_task("t")] == ["B", "C"]
     assert spliced.dead_before == 1
     assert spliced.ages == [3 - group[0].policy_version]
-    run = SilentRun()
-    grpo.report(run, fresh, spliced.groups, CONFIG.format_weight)
-    assert run.row["success"] == 0.0
-    assert (run.row["dead_groups"], run.row["dead_groups_after_replay"]) == (1.0, 0.0)
+    row = group_columns(fresh, spliced.groups, CONFIG.format_weight)
+    assert row["success"] == 0.0
+    assert (row["dead_groups"], row["dead_groups_after_replay"]) == (1.0, 0.0)
 
 
 def test_without_replay_a_dead_group_has_no_gradient():
