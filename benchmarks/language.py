@@ -21,6 +21,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -43,7 +44,8 @@ from peira.sources.text_rollout import Attempt, text_rollout
 
 WIDTH, LAYERS, WORDS = 128, 4, 900
 PROMPTS, GROUP, PROMPT, COMPLETION = 8, 8, 64, 64
-ROWS, TURNS, READ, WRITTEN = 64, 8, 12, 8
+ROWS, READ, WRITTEN = 64, 12, 8
+TURNS = (8, 16)
 ITERATIONS = 6  # of a round, the first of which is not counted
 
 
@@ -166,12 +168,12 @@ def their_seconds(policy: LanguagePolicy, folder: str) -> float:
 
 
 class Turns:
-    """Episodes of many turns: READ tokens to read, WRITTEN tokens to write, in every one."""
+    """Episodes of so many turns: READ tokens to read, WRITTEN tokens to write, in every one."""
 
-    def __init__(self, policy: LanguagePolicy):
-        self.policy = policy
+    def __init__(self, policy: LanguagePolicy, turns: int):
+        self.policy, self.tokens = policy, ROWS * turns * WRITTEN
         self.sampler = Sampler(policy, ROWS, compiled=True)
-        self.read = np.random.default_rng(1).integers(5, WORDS, (TURNS, ROWS, READ))
+        self.read = np.random.default_rng(1).integers(5, WORDS, (turns, ROWS, READ))
         self.settings = GenerationConfig(
             max_new_tokens=WRITTEN, min_new_tokens=WRITTEN, do_sample=True, top_k=0, pad_token_id=0
         )
@@ -219,24 +221,28 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     policy = tiny()
-    iteration, turns = OurIteration(policy), Turns(policy)
-    iteration(), turns.ours(), turns.theirs()  # Compiles, and warms up.
+    iteration, dialogues = OurIteration(policy), {turns: Turns(policy, turns) for turns in TURNS}
+    iteration()  # Compiles, and warms up.
+    for dialogue in dialogues.values():
+        dialogue.ours(), dialogue.theirs()
     iteration.shares = dict.fromkeys(iteration.shares, 0.0)
-    tokens = {"iteration": PROMPTS * GROUP * COMPLETION, "turns": ROWS * TURNS * WRITTEN}
-    rates: dict[str, list[float]] = {name: [] for name in ("GRPO", "TRL's GRPO", "sampler", "generate")}
+    sampled = PROMPTS * GROUP * COMPLETION
+    rates: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(options.rounds):
-            rates["TRL's GRPO"].append(tokens["iteration"] / their_seconds(policy, folder))
+            rates["TRL's GRPO"].append(sampled / their_seconds(policy, folder))
             ours = [seconds(iteration) for _ in range(ITERATIONS - 1)]
-            rates["GRPO"].append(tokens["iteration"] / statistics.median(ours))
-            rates["generate"].append(tokens["turns"] / seconds(turns.theirs))
-            rates["sampler"].append(
-                tokens["turns"] / statistics.median(seconds(turns.ours) for _ in range(3))
-            )
+            rates["GRPO"].append(sampled / statistics.median(ours))
+            for turns, dialogue in dialogues.items():
+                rates[f"generate, {turns} turns"].append(dialogue.tokens / seconds(dialogue.theirs))
+                ours = statistics.median(seconds(dialogue.ours) for _ in range(3))
+                rates[f"sampler, {turns} turns"].append(dialogue.tokens / ours)
     ratios = {
         "GRPO over TRL's": [a / b for a, b in zip(rates["GRPO"], rates["TRL's GRPO"], strict=True)],
-        "sampler over generate": [a / b for a, b in zip(rates["sampler"], rates["generate"], strict=True)],
     }
+    for turns in TURNS:
+        pairs = zip(rates[f"sampler, {turns} turns"], rates[f"generate, {turns} turns"], strict=True)
+        ratios[f"sampler over generate, {turns} turns"] = [a / b for a, b in pairs]
     total = sum(iteration.shares.values())
     result = {
         "sizes": {
@@ -246,7 +252,7 @@ def main() -> None:
                 "parameters": sum(p.numel() for p in policy.parameters()),
             },
             "iteration": {"prompts": PROMPTS, "group": GROUP, "prompt": PROMPT, "completion": COMPLETION},
-            "turns": {"rows": ROWS, "turns": TURNS, "read": READ, "written": WRITTEN},
+            "turns": {"rows": ROWS, "turns": list(TURNS), "read": READ, "written": WRITTEN},
             "threads": options.threads,
         },
         "tokens_per_second": {name: spread(values) for name, values in rates.items()},
