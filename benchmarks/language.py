@@ -35,6 +35,7 @@ from transformers import GenerationConfig, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from peira.environments.text import Outcome, TextEnvs
+from peira.environments.texthouse import TextHouse
 from peira.learners.language import LanguageLearner
 from peira.policies.lm.model import LanguagePolicy, make_tiny
 from peira.policies.lm.sampler import Sampler
@@ -201,6 +202,22 @@ class Turns:
             )
 
 
+def texthouse_rate(*, brief: bool, actions: str) -> float:
+    """Steps a second of one TextHouse in this process, resets included; the expert acts, or chance among admissible."""
+    house, rng = TextHouse(brief=brief), np.random.default_rng(0)
+    steps, began = 0, time.perf_counter()
+    for task in house.tasks:
+        house.reset(options={"task": task})
+        over = False
+        while not over:
+            choices = house.admissible() if actions == "random" else None
+            action = choices[rng.integers(len(choices))] if choices else house.expert_action()
+            *_, terminated, truncated, _ = house.step(action)
+            over = terminated or truncated
+            steps += 1
+    return steps / (time.perf_counter() - began)
+
+
 def seconds(work) -> float:
     began = time.perf_counter()
     work()
@@ -243,6 +260,13 @@ def main() -> None:
     for turns in TURNS:
         pairs = zip(rates[f"sampler, {turns} turns"], rates[f"generate, {turns} turns"], strict=True)
         ratios[f"sampler over generate, {turns} turns"] = [a / b for a, b in pairs]
+    houses = {
+        f"{'texthouse-brief' if brief else 'texthouse'}, {actions} actions": texthouse_rate(
+            brief=brief, actions=actions
+        )
+        for brief in (False, True)
+        for actions in ("expert", "random")
+    }
     total = sum(iteration.shares.values())
     result = {
         "sizes": {
@@ -258,6 +282,7 @@ def main() -> None:
         "tokens_per_second": {name: spread(values) for name, values in rates.items()},
         "ratios": {name: spread(values) for name, values in ratios.items()},
         "share_of_iteration": {name: value / total for name, value in iteration.shares.items()},
+        "texthouse_steps_per_second": houses,
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none at hand",
         "versions": versions(),
         "machine": machine(),
@@ -267,6 +292,8 @@ def main() -> None:
         page.add_row(name, *(f"{found[key]:,.0f}" for key in ("median", "min", "max")))
     for name, found in result["ratios"].items():
         page.add_row(name, *(f"{found[key]:.1f}×" for key in ("median", "min", "max")))
+    for name, rate in houses.items():
+        page.add_row(f"{name}, steps a second", f"{rate:,.0f}")
     Console().print(page)
     Console().print({name: f"{share:.0%}" for name, share in result["share_of_iteration"].items()})
     if options.out:
