@@ -58,7 +58,7 @@ def finished(commands) -> Path:
     return folder
 
 
-RECIPES = "ppo, props, ppo-buffer, ros"
+RECIPES = "ppo, props, ppo-buffer, ros, sft, grpo, arpo"
 LINES = {
     # The words after `peira`, and the line.
     "prun": "command: there is no 'prun'; did you mean 'run'?",
