@@ -63,7 +63,7 @@ class TextEnvs(ABC):
 
     @abstractmethod
     def expert(self, which: Sequence[int]) -> list[str]:
-        """What the scripted expert would do next in each of the worlds `which`, knowing what has been shown there."""
+        """What the scripted expert would do next in each of the worlds `which`; ValueError where there is none."""
 
     @abstractmethod
     def close(self) -> None:

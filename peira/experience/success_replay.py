@@ -26,15 +26,14 @@ class Splice:
     """A batch after replay: its groups, how many of them were dead before, and what was put in."""
 
     groups: list[list[Any]]
-    dead_before: int
+    version: int
+    dead_before: int = 0
     injected: list[Any] = field(default_factory=list)
 
     @property
     def ages(self) -> list[int]:
         """Policy versions since each replayed episode was gathered."""
         return [self.version - episode.policy_version for episode in self.injected]
-
-    version: int = 0
 
 
 class SuccessReplay:
@@ -80,7 +79,7 @@ class SuccessReplay:
 
     def splice(self, groups: Sequence[Sequence[Any]], generator: torch.Generator, *, version: int) -> Splice:
         """Put one stored success of its own task in the place of member 0 of every group that failed as a whole."""
-        result = Splice([list(group) for group in groups], 0, version=version)
+        result = Splice([list(group) for group in groups], version)
         for group in result.groups:
             if not self.is_dead(group):
                 continue

@@ -38,7 +38,7 @@ from peira.tasks.order import TaskOrder
 @dataclass(frozen=True)
 class Config(TextConfig):
     steps: int = 40_000
-    """Budget of real environment steps (actions)."""
+    """Budget of real environment steps (actions); an iteration that might pass it does not begin."""
     groups: int = 16
     """P: tasks in an iteration."""
     group_size: int = 8

@@ -44,7 +44,7 @@ class TextConfig:
     env: str = "texthouse-brief"
     """Text world: texthouse, texthouse-brief, textworld/KIND/LEVEL, miniwob/PAGE."""
     steps: int = 16_000
-    """Budget of real environment steps (actions)."""
+    """Budget of real environment steps (actions); an iteration that might pass it does not begin."""
     seed: int = 0
     """Seed of everything random."""
     model: str = "tiny:"
