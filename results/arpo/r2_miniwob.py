@@ -12,6 +12,7 @@ policy at the end is judged on 64 seeds that nothing was trained on.
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -139,7 +140,7 @@ def main() -> None:
                 found[page][arm][seed] = one_run(page, arm, seed, options.work)
                 document = {
                     "command": f"python results/arpo/r2_miniwob.py --pages {' '.join(options.pages)} "
-                    f"--seeds {options.seeds}",
+                    f"--arms {shlex.join(options.arms)} --seeds {options.seeds}",
                     "pages": report(found),
                     "versions": versions(),
                     "machine": machine(),
