@@ -113,6 +113,7 @@ def test_arpo_without_replay_is_grpo(warm, peira, tmp_path):
 def test_a_killed_run_comes_to_the_same_policy(warm, peira, commands, tmp_path, moment, call):
     model = ["--model", str(warm[0] / "policy")]
     order = ["arpo", *SMALL, *GROUPS, *model, "--steps", "800", "--checkpoint-seconds", "0"]
+    order += ["--kl-coefficient", "0.02"]
     whole = commands.folder / "whole"
     if not (whole / "summary.json").exists():
         peira(*order, "--out", str(whole))

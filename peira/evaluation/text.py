@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from peira.evaluation.episodes import Evaluation
-from peira.sources.text_rollout import Attempt, Attempts
+from peira.sources.text_rollout import Attempt, Attempts, sound
 
 
 def evaluate_text(attempts: Attempts, tasks: Sequence[str], seed: int) -> Evaluation:
@@ -15,10 +15,7 @@ def evaluate_text(attempts: Attempts, tasks: Sequence[str], seed: int) -> Evalua
 
     An episode whose world failed says nothing of the policy and is left out; RuntimeError when that is all of them.
     """
-    episodes = attempts([Attempt("", task, "", seed + place) for place, task in enumerate(tasks)])
-    sound = [episode for episode in episodes if episode.error is None]
-    if not sound:
-        raise RuntimeError(f"none of {len(episodes)} evaluation episodes came to an end: {episodes[0].error}")
+    episodes = sound(attempts([Attempt("", task, "", seed + place) for place, task in enumerate(tasks)]))
     return Evaluation(
-        np.array([episode.score for episode in sound]), np.array([episode.steps for episode in sound])
+        np.array([episode.score for episode in episodes]), np.array([episode.steps for episode in episodes])
     )

@@ -115,7 +115,7 @@ def run(config: Config, run: Run) -> LanguagePolicy:
             )
     order = TaskOrder(tasks, config.groups)
     run.keep(order=order)
-    reference = reference_of(config, policy)
+    reference = reference_of(config, run, policy)
 
     most = config.groups * config.group_size * envs.max_steps * (1 + config.resample)
     for _ in run.iterations(most):

@@ -31,7 +31,7 @@ from peira.recipes.ppo import check_ranges
 from peira.recipes.sft import TextConfig, acting, evaluate_when_due, language_policy, training_tasks
 from peira.runs.run import Run
 from peira.runs.text_ledger import group_columns, replayed_steps, token_columns
-from peira.sources.text_rollout import Attempt, Attempts, expert_rollout
+from peira.sources.text_rollout import Attempt, Attempts, expert_rollout, sound
 from peira.tasks.order import TaskOrder
 
 
@@ -117,6 +117,7 @@ def gather(config: Config, run: Run, attempts: Attempts, order: TaskOrder) -> Gr
         groups = [names[place - place % config.group_size] for place in range(len(names))]
         episodes = attempts([Attempt(*entry) for entry in zip(names, members, groups, seeds, strict=True)])
         run.gathered_episodes(episodes)
+        sound(episodes)
         for start in range(0, len(episodes), config.group_size):
             group = episodes[start : start + config.group_size]
             (live if _spread(group) else dead).append(group)
@@ -247,18 +248,20 @@ def warm_start(config: Config, run: Run, envs: TextEnvs, policy: LanguagePolicy)
 
 def both_ways_of_acting(config: Config, envs: TextEnvs, policy: LanguagePolicy) -> tuple[Attempts, Attempts]:
     """The policy in training, and as it is judged."""
-    ends = config.parse_failure_ends
-    return (
-        acting(config, envs, policy, temperature=config.temperature, parse_failure_ends=ends),
-        acting(config, envs, policy, temperature=config.evaluation_temperature, parse_failure_ends=ends),
-    )
+    settings = {"parse_failure_ends": config.parse_failure_ends}
+    practised = acting(config, envs, policy, temperature=config.temperature, **settings)
+    if config.evaluation_temperature == config.temperature:
+        return practised, practised
+    return practised, acting(config, envs, policy, temperature=config.evaluation_temperature, **settings)
 
 
-def reference_of(config: Config, policy: LanguagePolicy) -> LanguageLearner | None:
-    """A frozen copy of the policy, where the KL to it is asked for."""
+def reference_of(config: Config, run: Run, policy: LanguagePolicy) -> LanguageLearner | None:
+    """A frozen copy of the initial policy, where the KL to it is asked for; a resumed run gets the same one back."""
     if not config.kl_coefficient:
         return None
-    return LanguageLearner(copy.deepcopy(policy), learning_rate=0.0, micro_tokens=config.micro_tokens)
+    frozen = copy.deepcopy(policy)
+    run.keep(reference=frozen)
+    return LanguageLearner(frozen, learning_rate=0.0, micro_tokens=config.micro_tokens)
 
 
 def run(config: Config, run: Run) -> LanguagePolicy:
@@ -267,7 +270,7 @@ def run(config: Config, run: Run) -> LanguagePolicy:
     order = TaskOrder(training_tasks(config, envs), config.groups)
     if not run.keep(policy=policy, learner=learner, order=order) and is_tiny(config.model):
         warm_start(config, run, envs, policy)
-    reference = reference_of(config, policy)
+    reference = reference_of(config, run, policy)
     practised, judged = both_ways_of_acting(config, envs, policy)
 
     most = config.groups * config.group_size * envs.max_steps * (1 + config.resample)

@@ -76,6 +76,7 @@ class _Rollout:
         self.action_tokens, self.parse_failure_ends = action_tokens, parse_failure_ends
         self.system = [] if system is None else [{"role": "system", "content": system}]
         self.wanted = wanted
+        sampler.clear()
         version = sampler.policy.version
         self.episodes = [TextEpisode(one.id, one.task, one.group, version) for one in wanted]
         self.waiting = deque(range(len(wanted)))
@@ -181,6 +182,14 @@ class _Rollout:
                 if not self._reads(row, outcome.observation, following, (last[row],)):
                     free.append(row)
         self._fill(sorted(free))
+
+
+def sound(episodes: Sequence[TextEpisode]) -> list[TextEpisode]:
+    """The episodes whose world did not fail; RuntimeError, with the first error, when that is none."""
+    found = [episode for episode in episodes if episode.error is None]
+    if not found:
+        raise RuntimeError(f"none of {len(episodes)} episodes came to an end: {episodes[0].error}")
+    return found
 
 
 def end_episode(episode: TextEpisode, outcome: Outcome, *, failed_to_parse: bool = False) -> None:

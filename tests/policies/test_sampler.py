@@ -146,6 +146,20 @@ def test_the_cache_grows_with_the_episode(policy):
         )
 
 
+def test_a_cleared_sampler_is_as_a_new_one(policy):
+    """A long episode lets the cache grow; what comes after `clear` is computed in the small one again."""
+    used, new = Sampler(policy, 1), Sampler(policy, 1)
+    used.begin(0, 1)
+    used.feed([0], [[7] * 150])
+    assert used.capacity > new.capacity
+    used.clear()
+    assert used.capacity == new.capacity
+    for sampler in (used, new):
+        sampler.begin(0, 3)
+    for one, other in zip(used.feed([0], [[7, 8, 9]]), new.feed([0], [[7, 8, 9]]), strict=True):
+        assert one.tolist() == other.tolist()
+
+
 def test_packing_lays_every_token_once_and_lets_none_look_at_another_sequence():
     rng = np.random.default_rng(0)
     sequences = [rng.integers(0, 99, n) for n in (5, 3, 7, 2, 6, 1)]

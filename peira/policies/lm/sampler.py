@@ -56,8 +56,13 @@ class Sampler:
         self._history: list[list[int]] = [[] for _ in range(rows)]
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._capacity = _SMALLEST
+        self.capacity = _SMALLEST
         self._functions: dict[int, Callable] = {}
+
+    def clear(self) -> None:
+        """Forget all rows and let the cache be small again: what follows is, bit for bit, as by a new sampler."""
+        self.length[:] = 0
+        self._keys, self._values, self.capacity = [], [], _SMALLEST
 
     def begin(self, row: int, seed: int) -> None:
         """Start a new episode in this row: what it had read is forgotten."""
@@ -96,7 +101,7 @@ class Sampler:
         place = torch.from_numpy(rows)
         where = torch.from_numpy(positions)
         cache = _Cache(self, place, where)
-        mask = torch.arange(self._capacity) <= where[:, :, None]
+        mask = torch.arange(self.capacity) <= where[:, :, None]
         device = self.policy.device
         last = (torch.arange(len(rows), device=device), torch.from_numpy(counts - 1).to(device))
         logits = self.policy.logits(
@@ -130,9 +135,9 @@ class Sampler:
             *self._values,
             *self._tensors().values(),
         ]
-        function = self._functions.get(self._capacity)
+        function = self._functions.get(self.capacity)
         if function is None:
-            function = self._functions[self._capacity] = compile_function(self._one_step, arguments)
+            function = self._functions[self.capacity] = compile_function(self._one_step, arguments)
         token, log_prob = function(*arguments)
         return token.numpy()[rows], log_prob.numpy()[rows]
 
@@ -144,12 +149,12 @@ class Sampler:
 
     def _reserve(self, length: int) -> None:
         """Let the cache hold sequences of this length."""
-        while self._capacity < length:
-            self._capacity += _STEP if self._capacity < _DOUBLED_FROM else self._capacity
+        while self.capacity < length:
+            self.capacity += _STEP if self.capacity < _DOUBLED_FROM else self.capacity
         for layers in (self._keys, self._values):
             for layer, old in enumerate(layers):
-                if old.shape[2] < self._capacity:
-                    layers[layer] = old.new_zeros(*old.shape[:2], self._capacity, old.shape[3])
+                if old.shape[2] < self.capacity:
+                    layers[layer] = old.new_zeros(*old.shape[:2], self.capacity, old.shape[3])
                     layers[layer][:, :, : old.shape[2]] = old
 
     def _chances(self, rows: np.ndarray) -> Float[Tensor, " rows"]:
@@ -166,7 +171,7 @@ class Sampler:
         layers = len(self._keys)
         named = dict(zip(self._tensors(), tensors[2 * layers :], strict=True))
         cache = _WholeCache(tensors[:layers], tensors[layers : 2 * layers], positions)
-        mask = (torch.arange(self._capacity) <= positions[:, None])[:, None, None]
+        mask = (torch.arange(self.capacity) <= positions[:, None])[:, None, None]
         module = _Logits(self.policy)
         logits = functional_call(
             module,
@@ -201,7 +206,7 @@ class _Cache:
         if layer == len(sampler._keys):
             _, heads, _, size = keys.shape
             for layers, new in ((sampler._keys, keys), (sampler._values, values)):
-                layers.append(new.new_zeros(sampler.rows, heads, sampler._capacity, size))
+                layers.append(new.new_zeros(sampler.rows, heads, sampler.capacity, size))
         rows = self._rows.to(keys.device)
         row, position = rows[:, None], self._positions.to(keys.device)
         seen = []
