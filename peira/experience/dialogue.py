@@ -13,8 +13,6 @@ from jaxtyping import Bool, Float, Int
 from peira.experience.episode import Episode
 from peira.experience.schema import Source
 
-ENDINGS = ("finished", "max_steps", "parse_error", "env_error", "context_overflow")
-
 
 @dataclass(frozen=True)
 class Tokens:
@@ -50,7 +48,8 @@ class TextEpisode:
 
     `context[t]` are the tokens read before action t (the prompt, or what followed the action before),
     `action_tokens[t]` those sampled, `log_probs[t]` their log-probabilities; empty lists where no language model acted.
-    `score` is the world's, in [0, 1]; `ending` says how it ended (one of `ENDINGS`, "" while it runs).
+    `score` is the world's, in [0, 1]; `ending` says how it ended: finished, max_steps, parse_error,
+    env_error or context_overflow; "" while it runs.
     """
 
     id: str

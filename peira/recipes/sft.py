@@ -221,6 +221,8 @@ def imitate(
 def run(config: Config, run: Run) -> LanguagePolicy:
     envs = make_text(config.env, config.num_envs)
     policy = language_policy(config, envs, run)
+    if isinstance(policy, DomPolicy):
+        raise ValueError(f"model: {config.model} writes no words to imitate; grpo and arpo train it")
     learner = LanguageLearner(policy, learning_rate=config.learning_rate, micro_tokens=config.micro_tokens)
     demonstrations = Demonstrations()
     run.keep(policy=policy, learner=learner, demonstrations=demonstrations)

@@ -11,6 +11,7 @@ from torch import Tensor
 from peira.credit.group_relative import Laid
 from peira.experience.dialogue import TextEpisode, total_steps
 from peira.experience.schema import Source
+from peira.learners.grpo import k3
 from peira.runs.ledger import effective_sample_size
 
 
@@ -33,7 +34,7 @@ def token_columns(
     return {
         "staleness": ((age * weight).sum() / weight.sum()).item(),
         "effective_sample_size": effective_sample_size(log_ratio),
-        "kl_behaviour_target": (log_ratio.expm1() - log_ratio).mean().item(),
+        "kl_behaviour_target": k3(sampled_log_prob, log_prob).mean().item(),
         "share_real": 1 - share,
         "share_replayed": share,
     }
