@@ -78,16 +78,15 @@ class LanguageLearner:
         return norm
 
     def _parts(self, episodes: Sequence[Sampled]) -> list[tuple[list[Sampled], Int[Tensor, " tokens"]]]:
-        """Episodes of similar length together, with the places of their sampled tokens among those of all."""
+        """Neighbours together, with the places of their sampled tokens among those of all."""
         counts = np.array([int(episode.sampled.sum()) for episode in episodes])
         starts = np.concatenate([[0], np.cumsum(counts)])
-        order = np.argsort([-len(episode) for episode in episodes], kind="stable")
         parts, part, longest = [], [], 0
-        for place in order:
-            longest = max(longest, len(episodes[place]))
+        for place, episode in enumerate(episodes):
+            longest = max(longest, len(episode))
             if part and longest * (len(part) + 1) > self._micro_tokens:
                 parts.append(part)
-                part, longest = [], len(episodes[place])
+                part, longest = [], len(episode)
             part.append(place)
         parts.append(part)
         return [

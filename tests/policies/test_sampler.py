@@ -160,6 +160,31 @@ def test_a_cleared_sampler_is_as_a_new_one(policy):
         assert one.tolist() == other.tolist()
 
 
+def test_attempts_at_one_task_read_their_prompt_once(policy, monkeypatch):
+    """Rows that begin alike get copies of what the first one read; each goes on by its own seed."""
+    prompts = [[7, 8, 9, 10], [7, 8, 9, 10], [11, 12], [7, 8, 9, 10]]
+    together = Sampler(policy, len(prompts))
+    for row in range(len(prompts)):
+        together.begin(row, row)
+    read = []
+    logits = policy.logits
+    monkeypatch.setattr(
+        policy, "logits", lambda ids, *rest, **also: read.append(len(ids)) or logits(ids, *rest, **also)
+    )
+    tokens, log_probs = together.feed(range(4), prompts)
+    assert read == [2]
+    tokens_2, log_probs_2 = together.step(range(4), tokens)
+    for row, prompt in enumerate(prompts):
+        alone = Sampler(policy, 1)
+        alone.begin(0, row)
+        token, log_prob = alone.feed([0], [prompt])
+        assert token[0] == tokens[row]
+        assert log_prob[0] == pytest.approx(log_probs[row], abs=1e-5)
+        token, log_prob = alone.step([0], token)
+        assert token[0] == tokens_2[row]
+        assert log_prob[0] == pytest.approx(log_probs_2[row], abs=1e-5)
+
+
 def test_packing_lays_every_token_once_and_lets_none_look_at_another_sequence():
     rng = np.random.default_rng(0)
     sequences = [rng.integers(0, 99, n) for n in (5, 3, 7, 2, 6, 1)]

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from peira.experience.dialogue import Tokens
-from peira.policies.lm.attention import attend_by_groups
+from peira.policies.lm.attention import Families, Layout, attend_by_groups
 from peira.policies.lm.tokenizer import Renderer, train_tokenizer
 
 MISSING = "needs what is not installed here: pip install 'peira[language]'"
@@ -44,8 +44,7 @@ class LanguagePolicy(nn.Module):
         ends = model.generation_config.eos_token_id if model.generation_config is not None else None
         ends = tokenizer.eos_token_id if ends is None else ends
         self.renderer = Renderer(tokenizer, ends if isinstance(ends, list | tuple) else [ends])
-        if self.device.type == "cpu":
-            attend_by_groups(self.causal)
+        self._shares_beginnings = self.device.type == "cpu" and attend_by_groups(self.causal)
         # The head is only applied where a log-probability is wanted, unless the model does more than that.
         self._plain_head = self._head_is_plain()
 
@@ -76,13 +75,16 @@ class LanguagePolicy(nn.Module):
         mask: Tensor,
         wanted: tuple[Tensor, Tensor] | None = None,
         cache: Any = None,
+        layout: Layout | None = None,
     ) -> Float[Tensor, "*wanted vocabulary"]:
         """Logits at the places `wanted` (rows, columns), by default everywhere, in single precision.
 
-        `mask` [rows, 1, length, keys] is True where a token may look.
+        `mask` [rows, 1, length, keys] is True where a token may look; with a `layout` that says it.
         """
         inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask, "cache": cache}
         inputs["use_cache"] = cache is not None
+        if layout is not None:
+            inputs["layout"] = layout
         causal = self.causal
         if self._plain_head:
             hidden = causal.base_model(**inputs).last_hidden_state
@@ -92,20 +94,31 @@ class LanguagePolicy(nn.Module):
         return (logits if wanted is None else logits[wanted]).float()
 
     def log_prob(self, episodes: Sequence[Tokens], *, temperature: float = 1.0) -> Float[Tensor, " sampled"]:
-        """Log-probability of every sampled token of these episodes, one after the other, in one pass."""
-        rows = pack([episode.ids for episode in episodes], max(len(episode) for episode in episodes))
-        return self.log_prob_packed(rows, [episode.sampled for episode in episodes], temperature)
+        """Log-probability of every sampled token of these episodes, one after the other, in one pass.
 
-    def log_prob_packed(
-        self, packed: Packed, sampled: Sequence[np.ndarray], temperature: float
-    ) -> Float[Tensor, " sampled"]:
-        """`log_prob` of episodes that `pack` has laid out; `sampled` marks the tokens of each."""
-        ids, positions, mask = (tensor.to(self.device) for tensor in packed.inputs())
-        row, column = packed.places(sampled)
-        row, column = row.to(self.device), column.to(self.device)
-        logits = self.logits(ids, positions, mask, wanted=(row, column - 1)) / temperature
-        chosen = ids[row, column]
-        return logits.gather(1, chosen[:, None]).squeeze(1) - logits.logsumexp(1)
+        What neighbours begin with alike is computed once, where the model's attention is ours.
+        """
+        sequences, sampled = [episode.ids for episode in episodes], [episode.sampled for episode in episodes]
+        if self._shares_beginnings:
+            families = Families.of(sequences)
+            ids, positions = torch.from_numpy(families.ids)[None], torch.from_numpy(families.positions)[None]
+            before, place = families.places_before(sampled), families.places(sampled)
+            config = self.causal.config
+            layout = Layout(families, config.num_attention_heads, config.num_key_value_heads)
+            # A mask of four axes is taken as it is, so that none of [tokens, tokens] is laid out in memory.
+            unused = torch.ones(1, dtype=torch.bool).expand(1, 1, len(families.ids), len(families.ids))
+            logits = self.logits(
+                ids, positions, unused, wanted=(torch.zeros_like(before), before), layout=layout
+            )
+            chosen = ids[0, place]
+        else:
+            packed = pack(sequences, max(map(len, sequences)))
+            ids, positions, mask = (tensor.to(self.device) for tensor in packed.inputs())
+            row, column = (tensor.to(self.device) for tensor in packed.places(sampled))
+            logits = self.logits(ids, positions, mask, wanted=(row, column - 1))
+            chosen = ids[row, column]
+        logits = logits if temperature == 1 else logits / temperature
+        return -nn.functional.cross_entropy(logits, chosen, reduction="none")
 
     def get_extra_state(self) -> dict:
         return {"id": self.id, "version": self.version}

@@ -57,6 +57,7 @@ class Sampler:
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self.capacity = _SMALLEST
+        self._weights: dict[str, Tensor] = {}
         self._functions: dict[int, Callable] = {}
 
     def clear(self) -> None:
@@ -85,6 +86,8 @@ class Sampler:
         if not self._keep_cache:
             chunks = [[*self._history[row], *chunk] for row, chunk in zip(rows, chunks, strict=True)]
             self.length[rows] = 0
+        causal = self.policy.causal
+        self._weights = {**dict(causal.named_parameters()), **dict(causal.named_buffers())}
         return self._read(rows, chunks)
 
     def _read(self, rows: np.ndarray, chunks: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -92,26 +95,45 @@ class Sampler:
         if not self._keep_cache:
             for row, chunk in zip(rows, chunks, strict=True):
                 self._history[row] = [*self._history[row][: self.length[row]], *chunk]
-        ids = np.zeros((len(rows), counts.max()), np.int64)
-        for place, chunk in enumerate(chunks):
-            ids[place, : len(chunk)] = chunk
+        source = self._first_alike(rows, chunks)
+        read = np.flatnonzero(source == np.arange(len(rows)))
+        ids = np.zeros((len(read), counts[read].max()), np.int64)
+        for line, place in zip(ids, read, strict=True):
+            line[: counts[place]] = chunks[place]
         # What pads a chunk out is written beyond the row's end, where nothing looks until it is overwritten.
-        positions = self.length[rows, None] + np.arange(ids.shape[1])
+        positions = self.length[rows[read], None] + np.arange(ids.shape[1])
         self._reserve(int(positions.max()) + 1)
-        place = torch.from_numpy(rows)
+        place = torch.from_numpy(rows[read])
         where = torch.from_numpy(positions)
         cache = _Cache(self, place, where)
         mask = torch.arange(self.capacity) <= where[:, :, None]
         device = self.policy.device
-        last = (torch.arange(len(rows), device=device), torch.from_numpy(counts - 1).to(device))
+        last = (torch.arange(len(read), device=device), torch.from_numpy(counts[read] - 1).to(device))
         logits = self.policy.logits(
             *(tensor.to(device) for tensor in (torch.from_numpy(ids), where, mask[:, None])),
             wanted=last,
             cache=cache,
         )
+        if len(read) < len(rows):
+            self._copy(rows[source], rows, int(counts.max()))
+            logits = logits[torch.from_numpy(np.searchsorted(read, source)).to(device)]
         self.length[rows] += counts
         token, log_prob = choose(logits, self._chances(rows).to(device), self._temperature)
         return token.cpu().numpy(), log_prob.cpu().numpy()
+
+    def _first_alike(self, rows: np.ndarray, chunks: Sequence[Sequence[int]]) -> Int[np.ndarray, " rows"]:
+        """Of rows that begin with the same tokens, as attempts at one task do, the first; any other row itself."""
+        source, first = np.arange(len(rows)), {}
+        for place in np.flatnonzero(self.length[rows] == 0):
+            source[place] = first.setdefault(tuple(chunks[place]), place)
+        return source
+
+    def _copy(self, of: np.ndarray, to: np.ndarray, length: int) -> None:
+        """Give rows `to` the first `length` keys and values of rows `of`."""
+        changed = np.flatnonzero(of != to)
+        of, to = torch.from_numpy(of[changed]), torch.from_numpy(to[changed])
+        for tensor in (*self._keys, *self._values):
+            tensor[to, :, :length] = tensor[of, :, :length]
 
     @torch.no_grad()
     def step(
@@ -133,7 +155,7 @@ class Sampler:
             self._chances(np.arange(self.rows)),
             *self._keys,
             *self._values,
-            *self._tensors().values(),
+            *self._weights.values(),
         ]
         function = self._functions.get(self.capacity)
         if function is None:
@@ -161,15 +183,11 @@ class Sampler:
         """One number in (0, 1) for each row's next token, from its seed and how much it has read."""
         return chances(self._seed[rows], self.length[rows])
 
-    def _tensors(self) -> dict[str, Tensor]:
-        causal = self.policy.causal
-        return {**dict(causal.named_parameters()), **dict(causal.named_buffers())}
-
     def _one_step(
         self, ids: Tensor, positions: Tensor, chance: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         layers = len(self._keys)
-        named = dict(zip(self._tensors(), tensors[2 * layers :], strict=True))
+        named = dict(zip(self._weights, tensors[2 * layers :], strict=True))
         cache = _WholeCache(tensors[:layers], tensors[layers : 2 * layers], positions)
         mask = (torch.arange(self.capacity) <= positions[:, None])[:, None, None]
         module = _Logits(self.policy)
