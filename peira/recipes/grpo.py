@@ -59,6 +59,8 @@ class Config(TextConfig):
     """What advantages are divided by: the deviation with n − 1 (unbiased) or n (population), or none."""
     aggregation: Aggregation = "sequence"
     """Mean over each episode's tokens, then episodes (sequence), or over all tokens (token)."""
+    success_only: bool = False
+    """Advantages are the rewards themselves where positive, 0 elsewhere: the likelihood of successes, no baseline."""
     exclude_dead: bool = False
     """Leave groups of equal rewards out of the denominator, so that they don't scale the step down."""
     resample: int = 0
@@ -84,6 +86,10 @@ class Config(TextConfig):
         if self.minibatches > self.groups:
             raise ValueError(
                 f"minibatches: expected at most groups={self.groups}, got {self.minibatches}; groups stay whole"
+            )
+        if self.success_only and self.exclude_dead:
+            raise ValueError(
+                "exclude_dead: without a baseline no group is dead; leave it out or drop success_only"
             )
 
 
@@ -146,7 +152,10 @@ def learn(
     episodes, the policy that sampled them.
     """
     batch = Laid.of(groups, config.format_weight)
-    advantage = group_advantages(batch.reward, batch.group, batch.valid, deviation=config.deviation)
+    if config.success_only:
+        advantage = torch.where(batch.valid, batch.reward.clamp(min=0.0), 0.0)
+    else:
+        advantage = group_advantages(batch.reward, batch.group, batch.valid, deviation=config.deviation)
     counted = batch.valid & (
         ~batch.dead[batch.group] if config.exclude_dead else torch.ones_like(batch.valid)
     )

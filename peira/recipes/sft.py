@@ -21,7 +21,7 @@ import torch
 
 from peira.environments.text import TextEnvs, make_text
 from peira.evaluation.text import evaluate_text
-from peira.experience.dialogue import TextEpisode, Tokens
+from peira.experience.dialogue import TextEpisode, Tokens, total_steps
 from peira.learners.grpo import token_weights
 from peira.learners.language import LanguageLearner, supervised_loss
 from peira.policies.compiled import can_compile
@@ -240,7 +240,7 @@ def run(config: Config, run: Run) -> LanguagePolicy:
 
         for update in range(config.updates):
             warm = min(1.0, ((iteration - 1) * config.updates + update + 1) / max(1, config.warmup))
-            left = 1 - (run.real_steps - len(shown)) / config.steps
+            left = 1 - (run.real_steps - total_steps(shown)) / config.steps
             learner.learning_rate = config.learning_rate * warm * max(left, 0.02)
             measures = imitate(
                 learner, demonstrations.tokens, run.generator("demonstrations"), batch=config.batch

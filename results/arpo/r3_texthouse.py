@@ -13,8 +13,6 @@ is judged at temperature 1 on the same 256 held-out tasks.
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ import numpy as np
 from peira.evaluation.statistics import paired_difference
 from peira.runs.plots import read_metrics
 from peira.runs.run import machine, versions
+from runs import trained
 
 HERE = Path(__file__).parent
 ENV = "texthouse-brief"
@@ -36,18 +35,6 @@ ARMS = {
     "grpo, selected tasks": ["arpo", "--no-replay", *SELECTED],
     "arpo, selected tasks": ["arpo", *SELECTED],
 }
-
-
-def trained(folder: Path, arguments: list[str]) -> dict:
-    """The summary of a run in this folder: run, taken up again, or read."""
-    if not (folder / "summary.json").exists():
-        order = [sys.executable, "-m", "peira", "run"]
-        if (folder / "config.yaml").exists():
-            order += ["--resume", str(folder)]
-        else:
-            order += [*arguments, "--out", str(folder)]
-        subprocess.run(order, check=True)
-    return json.loads((folder / "summary.json").read_text())
 
 
 def one_seed(seed: int, work: Path) -> dict:

@@ -163,3 +163,19 @@ def test_every_task_comes_once_before_any_comes_again():
         assert len({task for batch in batches for task in batch}) == 6
     with pytest.raises(ValueError, match="groups: expected at most the number of tasks, 2, got 3"):
         TaskOrder("ab", 3)
+
+
+def test_successes_alone_are_made_more_likely():
+    """Without a baseline: every token of a success pulls with its weight, a failure's with nothing, nor an error's."""
+    learner = GradientKeeper(-0.5)
+    group = [episode(1.0), episode(0.0), episode(0.0, ending="parse_error"), episode(1.0, ending="env_error")]
+    config = grpo.Config(groups=1, group_size=4, minibatches=1, success_only=True)
+    grpo.learn(config, SilentRun(), learner, [group], None)
+    (gradient,) = learner.gradients
+    # Three episodes of two tokens are counted.
+    assert gradient.tolist() == pytest.approx([1 / 6] * 2 + [0.0] * 6)
+
+
+def test_without_a_baseline_no_group_is_dead():
+    with pytest.raises(ValueError, match="exclude_dead: without a baseline no group is dead"):
+        grpo.Config(success_only=True, exclude_dead=True)
