@@ -40,8 +40,8 @@ from peira.learners.language import LanguageLearner
 from peira.policies.lm.model import LanguagePolicy, make_tiny
 from peira.policies.lm.sampler import Sampler
 from peira.recipes import grpo
-from peira.runs.run import machine, versions
 from peira.sources.text_rollout import Attempt, text_rollout
+from peira.versions import machine, versions
 
 WIDTH, LAYERS, WORDS = 128, 4, 900
 PROMPTS, GROUP, PROMPT, COMPLETION = 8, 8, 64, 64

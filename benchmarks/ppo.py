@@ -34,8 +34,9 @@ from peira.policies.actor_critic import CategoricalActorCritic, GaussianActorCri
 from peira.policies.compiled import CompiledChoice
 from peira.recipes import ppo
 from peira.runs.plots import read_metrics, series
-from peira.runs.run import Run, create_folder, machine, versions
+from peira.runs.run import Run, create_folder
 from peira.sources.rollout import rollout
+from peira.versions import machine, versions
 
 ENVIRONMENTS = ("HalfCheetah-v5", "CartPole-v1")
 ENVS, BATCH, EPOCHS, MINIBATCH = 8, 2048, 10, 64

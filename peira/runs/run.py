@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -36,6 +34,7 @@ from peira.policies.actor_critic import ActorCritic
 from peira.policies.files import policy_hash, save_policy
 from peira.runs import checkpoint, plots
 from peira.runs.ledger import COSTS, on_policy_columns
+from peira.versions import machine, versions
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -420,22 +419,6 @@ def config_from(kind: type, settings: dict[str, Any]) -> Any:
     return kind(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
     )
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    names = ("peira", "torch", "numpy", "gymnasium", "envpool", "mujoco", "transformers", "pylance")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def machine() -> dict[str, Any]:
-    return {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
 
 
 class _Progress:

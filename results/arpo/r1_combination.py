@@ -29,7 +29,7 @@ from peira.credit.group_relative import group_advantages
 from peira.evaluation.statistics import paired_difference
 from peira.experience.success_replay import SuccessReplay
 from peira.learners.grpo import clipped_loss
-from peira.runs.run import machine, versions
+from peira.versions import machine, versions
 
 HERE = Path(__file__).parent
 TASKS, OPTIONS, GROUPS, GROUP_SIZE, STEP_SIZE = 16, 4, 8, 8, 4.0

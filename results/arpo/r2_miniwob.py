@@ -19,7 +19,7 @@ import numpy as np
 
 from peira.evaluation.statistics import paired_difference
 from peira.runs.plots import read_metrics
-from peira.runs.run import machine, versions
+from peira.versions import machine, versions
 from runs import trained
 
 HERE = Path(__file__).parent

@@ -19,7 +19,7 @@ import numpy as np
 
 from peira.evaluation.statistics import paired_difference
 from peira.runs.plots import read_metrics
-from peira.runs.run import machine, versions
+from peira.versions import machine, versions
 from runs import trained
 
 HERE = Path(__file__).parent
@@ -58,6 +58,7 @@ def one_seed(seed: int, work: Path) -> dict:
             "success_area": mean("success"),
             "success_last": float(np.mean([row["success"] for row in rows[-5:]])),
             "reward_spread": mean("reward_spread"),
+            "parse_failures": mean("parse_failures"),
             "dead_groups": mean("dead_groups"),
             "dead_groups_after_replay": mean("dead_groups_after_replay"),
             "replayed_episodes": sum(row.get("replayed_episodes", 0) for row in rows),
@@ -110,8 +111,8 @@ def markdown(document: dict) -> str:
         f"steps for every arm (a pre-flight's included) · seeds 0 to {document['seeds'] - 1} · 256 held-out tasks",
         "",
         "| arm | held-out success (each seed) | mean | on training tasks: mean / last 5 iterations | "
-        "spread of rewards | dead groups, before → after replay | episodes replayed | tasks |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "spread of rewards | parse failures | dead groups, before → after replay | episodes replayed | tasks |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for arm, entry in document["arms"].items():
         scores = entry["score"]
@@ -121,11 +122,12 @@ def markdown(document: dict) -> str:
             cells += [
                 f"{mean['success_area']:.2f} / {mean['success_last']:.2f}",
                 f"{mean['reward_spread']:.2f}",
+                f"{mean['parse_failures']:.0%}",
                 f"{mean['dead_groups']:.0%} → {mean['dead_groups_after_replay']:.0%}",
                 f"{mean['replayed_episodes']:.0f}",
                 f"{mean['tasks']:.0f}",
             ]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |" + " |" * (7 - len(cells)))
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |" + " |" * (8 - len(cells)))
     lines += ["", "Differences, paired over seeds, with 95 % bootstrap intervals:", ""]
     for what, found in document["pairs"].items():
         lines += [f"- {what}"]

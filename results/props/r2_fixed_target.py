@@ -21,10 +21,10 @@ from peira.evaluation.sampling_error import sampling_error
 from peira.evaluation.statistics import ratio_interval
 from peira.experience.batch import Batch
 from peira.policies.actor_critic import GaussianActorCritic
-from peira.runs.run import machine, versions
 from peira.sources.props import OnPolicySampler, PropsSampler
 from peira.sources.rollout import rollout
 from peira.sources.ros import RobustOnPolicySampler
+from peira.versions import machine, versions
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = ("Hopper-v5", "HalfCheetah-v5")

@@ -29,7 +29,8 @@ from peira.policies.actor_critic import CategoricalActorCritic
 from peira.policies.files import save_policy
 from peira.recipes import props
 from peira.runs.plots import read_metrics, series
-from peira.runs.run import Run, create_folder, machine, versions
+from peira.runs.run import Run, create_folder
+from peira.versions import machine, versions
 
 HERE = Path(__file__).parent
 ARMS = {"props": "props", "ppo": "on-policy"}
