@@ -1,4 +1,4 @@
-"""The command line: `peira recipes | run | compare | store`.
+"""The command line: `peira recipes | run | compare | evaluate | store`.
 
 Exit status: 0 done, 2 bad usage or bad input (one line says which field, what came, what to do), 130 after
 Ctrl-C with a checkpoint written, 1 anything else. With `--json` the result is one JSON object on stdout; all
@@ -26,7 +26,7 @@ from rich.table import Table
 
 from peira import recipes
 
-COMMANDS = ("recipes", "run", "compare", "store")
+COMMANDS = ("recipes", "run", "compare", "evaluate", "store")
 HELP_FLAGS = ("-h", "--help")
 HELP = """\
 usage: peira COMMAND …
@@ -37,11 +37,13 @@ Learn policies from experience of any origin.
   peira run RECIPE --env ID --steps N    train; `peira run RECIPE --help` lists every setting
   peira run --resume DIR                 go on with a run that was stopped
   peira compare RECIPE RECIPE …          several recipes on equal budgets of real steps
+  peira evaluate LOG --candidates …      what policies that did not run are worth, from a log of one that did
   peira store ACTION PATH                show, stats, verify, compact, import or export stored experience
 
 examples:
   peira run props --env Hopper-v5 --steps 200000 --seed 0 --out runs/a
   peira compare props ppo --env Hopper-v5 --steps 100000 --seeds 3 --out runs/hopper
+  peira evaluate log.parquet --candidates a.parquet b.parquet --gamma 0.99 --out runs/evaluation
   peira store stats runs/a/experience.lance
 
 Results are for people; with --json they are one JSON object on stdout, and all else goes to stderr.
@@ -378,6 +380,38 @@ def _sort_settings(
         fitting = [word for flag, values in shared if _field_name(flag) in fields for word in (flag, *values)]
         of_arm[arm] = [*fitting, *of_arm[arm]]
     return own, of_arm
+
+
+def evaluate_command(arguments: list[str]) -> None:
+    from peira.evaluation.off_policy import command as evaluation
+
+    if _asks_for_help(arguments):
+        _print_help(evaluation.Options(), "peira evaluate LOG --candidates FILE …")
+        return
+    paths, flags = _leading(arguments)
+    if len(paths) != 1:
+        raise ValueError(
+            f"evaluate: expected one log right after `peira evaluate`, got {len(paths) or 'none'}"
+        )
+    # Ranges such as 1..5 are no whole numbers yet.
+    given = _read(flags, {**_kinds(evaluation.Options), "k": tuple[str, ...]})
+    if "k" in given:
+        given["k"] = evaluation.sizes(given["k"])
+    options = evaluation.Options(**given)
+
+    import torch
+
+    torch.set_num_threads(options.threads)
+    report, out = evaluation.run(paths[0], options, shlex.join(["peira", "evaluate", *arguments]), log)
+    if options.json:
+        print(evaluation.as_json(report))
+        return
+    Console().print(evaluation.table(report))
+    for sentence in evaluation.sentences(report):
+        Console().print(sentence, markup=False, highlight=False)
+    log.print(
+        f"{out}: report.html, report.json, report.md, plots/", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def store_command(arguments: list[str]) -> None:

@@ -5,7 +5,7 @@ import gzip
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -33,7 +33,27 @@ def import_into(store: Store, path: str | os.PathLike, format: str | None = None
     path = Path(path)
     if not path.exists():
         raise ValueError(f"path: {path} does not exist; give a file or folder to import")
-    return sum(store.append(table, skip_existing=True) for table in _read(path, _format_of(path, format)))
+    chosen = format_of(path, format)
+    tables = read_batches(path, chosen)
+    # A Minari data set comes episode by episode.
+    whole = tables if chosen.startswith("minari") else whole_episodes(tables)
+    return sum(store.append(table, skip_existing=True) for table in whole)
+
+
+def read_batches(
+    path: str | os.PathLike, format: str, keep: Callable[[str], bool] | None = None
+) -> Iterator[pa.Table]:
+    """Rows of a file or folder as they lie there, some thousands at a time; Minari's episode by episode.
+
+    `keep` says of a column's name whether it is wanted; Parquet does not read the others at all.
+    """
+    path = Path(path)
+    if format == "parquet":
+        yield from _parquet_batches(path, keep)
+        return
+    tables = _json_batches(path) if format == "jsonl" else _minari_format().read_minari(path)
+    for table in tables:
+        yield table if keep is None else table.select([name for name in table.column_names if keep(name)])
 
 
 def export(store: Store, path: str | os.PathLike, format: str | None = None) -> int:
@@ -44,7 +64,7 @@ def export(store: Store, path: str | os.PathLike, format: str | None = None) -> 
     path = Path(path)
     if path.exists():
         raise ValueError(f"path: {path} exists; give a new name or remove it")
-    chosen = _format_of(path, format)
+    chosen = format_of(path, format)
     partial = path.with_name(f"{path.name}.partial")
     if partial.is_dir():
         shutil.rmtree(partial)
@@ -66,10 +86,14 @@ def _first_steps(store: Store) -> Iterator[int]:
         yield from (step for step in batch["step"].to_pylist() if step == 0)
 
 
-def _format_of(path: Path, format: str | None) -> str:
+def format_of(path: Path, format: str | None, known: Sequence[str] = FORMATS) -> str:
+    """`format` if it is given and known, else the one that the name or the folder tells.
+
+    Raises ValueError, which lists those `known`, for an unknown format and where nothing tells.
+    """
     if format is not None:
-        if format not in FORMATS:
-            raise ValueError(f"format: {format!r} is none of {', '.join(FORMATS)}")
+        if format not in known:
+            raise ValueError(f"format: {format!r} is none of {', '.join(known)}")
         return format
     name = path.name
     if name.endswith(".parquet"):
@@ -80,15 +104,7 @@ def _format_of(path: Path, format: str | None) -> str:
         if any(path.rglob("*.parquet")) and not (path / "data").exists():
             return "parquet"
         return "minari"
-    raise ValueError(f"format: cannot tell from the name {name!r}; say one of {', '.join(FORMATS)}")
-
-
-def _read(path: Path, format: str) -> Iterator[pa.Table]:
-    if format == "parquet":
-        return whole_episodes(_parquet_batches(path))
-    if format == "jsonl":
-        return whole_episodes(_json_batches(path))
-    return _minari_format().read_minari(path)
+    raise ValueError(f"format: cannot tell from the name {name!r}; say one of {', '.join(known)}")
 
 
 def _minari_format() -> ModuleType:
@@ -138,15 +154,18 @@ def _write_parquet(store: Store, target: Path, one_file: bool) -> None:
         writer.close()
 
 
-def _parquet_batches(path: Path) -> Iterator[pa.Table]:
+def _parquet_batches(path: Path, keep: Callable[[str], bool] | None) -> Iterator[pa.Table]:
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"path: {path} holds no .parquet file; give a Parquet file or a folder of them")
     for file in files:
         try:
             with pq.ParquetFile(file) as source:
-                for batch in source.iter_batches(batch_size=_ROWS_AT_ONCE):
-                    yield pa.Table.from_batches([batch], source.schema_arrow)
+                schema = source.schema_arrow
+                if keep is not None:
+                    schema = pa.schema([field for field in schema if keep(field.name)], schema.metadata)
+                for batch in source.iter_batches(batch_size=_ROWS_AT_ONCE, columns=schema.names):
+                    yield pa.Table.from_batches([batch], schema)
         except pa.ArrowInvalid as error:
             raise ValueError(f"path: {file} is not Parquet: {str(error).splitlines()[0]}") from error
 
