@@ -38,8 +38,12 @@ ARMS = {
 }
 
 
+def folder_of(page: str, arm: str, seed: int, work: Path) -> Path:
+    return work / f"{page}-{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
+
+
 def one_run(page: str, arm: str, seed: int, work: Path) -> dict:
-    folder = work / f"{page}-{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
+    folder = folder_of(page, arm, seed, work)
     arguments = [*ARMS[arm], "--env", f"miniwob/{page}", "--steps", str(STEPS), "--seed", str(seed), *SHARED]
     summary = trained(folder, arguments)
     rows = read_metrics(folder)
@@ -122,15 +126,24 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("runs/r2_miniwob"))
+    parser.add_argument(
+        "--finished", action="store_true", help="report the runs that are finished, start none"
+    )
     options = parser.parse_args()
     found: dict = {page: {arm: {} for arm in options.arms} for page in options.pages}
     for seed in range(options.seeds):
         for page in options.pages:
             for arm in options.arms:
+                if (
+                    options.finished
+                    and not (folder_of(page, arm, seed, options.work) / "summary.json").exists()
+                ):
+                    continue
                 found[page][arm][seed] = one_run(page, arm, seed, options.work)
                 document = {
                     "command": f"python results/arpo/r2_miniwob.py --pages {' '.join(options.pages)} "
-                    f"--arms {shlex.join(options.arms)} --seeds {options.seeds}",
+                    f"--arms {shlex.join(options.arms)} --seeds {options.seeds}"
+                    f"{' --finished' if options.finished else ''}",
                     "pages": report(found),
                     "versions": versions(),
                     "machine": machine(),
