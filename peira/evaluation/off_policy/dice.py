@@ -38,7 +38,6 @@ class Lagrangian:
     alpha_zeta: float
     alpha_reward: float
     normalised: bool
-    positive: bool = False
 
 
 DUAL_DICE = Lagrangian(0, 1, 0, normalised=False)

@@ -569,7 +569,7 @@ class _Evaluation:
             value = true if known else estimate
             # What has no estimate cannot be put into a portfolio by it; it is ranked last.
             kept = np.flatnonzero(~np.isnan(value))
-            if baseline is None or not len(kept):
+            if baseline is None or np.isnan(estimate).all():
                 chosen[name] = {}
                 continue
             order = np.searchsorted(kept, order[np.isin(order, kept)])

@@ -39,8 +39,9 @@ def neural_dice(
 ) -> DiceFit:
     """The saddle with ν and ζ linear in the last hidden layer of each candidate's and fold's network.
 
-    `parameters` are those of `neural_q` on the same transitions and candidates, without a horizon; `ridge` is in units
-    of (1 − γ)²/rows, as in `linear_dice`; `weight` makes d^D a weighted distribution of rows.
+    `parameters` are those of `neural_q` on the same points and candidates; where they were trained with a horizon T,
+    the last column of the observation here must be step/T. `ridge` is in units of (1 − γ)²/rows, as in `linear_dice`;
+    `weight` makes d^D a weighted distribution of rows.
 
     Raises ValueError for γ outside of (0, 1).
     """

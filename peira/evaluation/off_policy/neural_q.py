@@ -2,8 +2,9 @@
 
 After the recipe of Fu et al. 2021 ("Benchmarks for Deep Off-Policy Evaluation"): AdamW, a Polyak-averaged target,
 targets clipped to what rewards can add up to, standardised inputs. It departs from it where 10⁶ updates are too many:
-the output is standardised by the mean and the deviation of the log's own returns instead of by 1 − γ alone, the target
-moves as fast as the number of updates asks, and the averaged networks are the ones that are read out.
+the output is standardised by the mean and the deviation of the log's own returns instead of by 1 − γ alone, steps are
+larger (those of the output's level ten times as large again), the target moves as fast as the number of updates asks,
+and the averaged networks are the ones that are read out.
 """
 
 from __future__ import annotations

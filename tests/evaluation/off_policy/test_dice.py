@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from ope_fixtures import A_PRIME, B, discounted_occupancy, exact_log, stationary_q
+from ope_fixtures import A_PRIME, B, discounted_occupancy, exact_log, finite_values, stationary_q
 
 from peira.evaluation.off_policy.dice import (
     ALGAE_DICE,
@@ -48,9 +48,9 @@ def two_step_log(mdp, fold=False):
     return Transitions(*columns, next_row, folds)
 
 
-def first_steps(mdp):
+def first_steps(mdp, fold=False):
     """The log of first steps alone: in it every transition is exactly as frequent as in the world."""
-    log = two_step_log(mdp)
+    log = two_step_log(mdp, fold)
     ends_at_once = np.where(log.step == 0, log.next_row, np.where(log.terminated, TRUNCATED, log.next_row))
     return replace(log, next_row=ends_at_once)
 
@@ -177,7 +177,7 @@ def test_a_discounted_ratio_needs_a_discount(gamma):
 
 @pytest.mark.parametrize("mdp", [B, A_PRIME])
 def test_networks_come_near_the_exact_values(mdp):
-    log = first_steps(mdp)
+    log = first_steps(mdp, fold=True)
     vectors = replace(log, observation=np.eye(2)[log.observation])
     probs = np.stack([mdp.pi[log.observation], mdp.pi_b[log.observation]])
     config = FqeConfig(hidden=(16, 16), updates=300, batch=64)
@@ -189,3 +189,22 @@ def test_networks_come_near_the_exact_values(mdp):
         np.testing.assert_allclose(fit.mean_ratio, 1, atol=1e-2)
         assert (fit.flow_residual < 1e-2).all()
         assert np.sqrt(((fit.ratio - exact.ratio) ** 2).mean()) < 0.05 * exact.ratio.std()
+
+
+def test_networks_that_read_the_time_serve_a_finite_horizon():
+    """Time in the state and an end at the horizon: the ratio is that of two steps, and so is its value."""
+    log = two_step_log(B)
+    vectors = replace(log, observation=np.eye(2)[log.observation])
+    timed = replace(
+        vectors,
+        observation=np.column_stack([vectors.observation, log.step / 2]),
+        next_row=np.where(log.next_row == TRUNCATED, TERMINATED, log.next_row),
+    )
+    probs = B.pi[log.observation][None]
+    config = FqeConfig(hidden=(16, 16), updates=300, batch=64)
+    generator = torch.Generator().manual_seed(0)
+    networks = neural_q(vectors, probs, 0.9, generator=generator, horizon=2, config=config)
+    fit = neural_dice(timed, probs, 0.9, networks.parameters)
+    _, v = finite_values(B, B.pi, 2)
+    assert fit.value[0] == pytest.approx(B.mu @ v[0], rel=1e-2)
+    assert fit.mean_ratio[0] == pytest.approx(1, abs=1e-2)
