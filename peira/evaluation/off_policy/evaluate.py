@@ -60,6 +60,8 @@ POINTS = 200
 """Points of a curve in the report."""
 BOOTSTRAPPED = 5_000_000
 """Steps (padding included) up to which intervals are bootstrapped unless asked for."""
+LEAST_EPISODES = 10
+"""Effective episodes that a kernel's bandwidth must leave to be considered."""
 HELD = 4_000_000
 """Steps up to which the terms of an estimate are kept instead of being formed anew at each pass."""
 
@@ -426,11 +428,15 @@ class _Evaluation:
             return None, ""
         if candidate.log_prob is not None:
             return candidate.log_ratio(log), ""
-        reference = reference_bandwidth(log.action)
-        scales = [1.0] if settings.bandwidth else [0.25, 0.5, 1.0, 2.0, 4.0]
-        widths = [np.full(log.action.shape[1], settings.bandwidth)] if settings.bandwidth else []
-        widths = widths or [scale * reference for scale in scales]
+        if settings.bandwidth:
+            widths = [np.full(log.action.shape[1], settings.bandwidth)]
+        else:
+            widths = [scale * reference_bandwidth(log.action) for scale in (0.25, 0.5, 1.0, 2.0, 4.0)]
         tried = [kernel_log_ratio(log.action, candidate.mean, log.log_propensity, width) for width in widths]
+        # Bandwidths that leave next to no weight cannot be compared with others; the widest stays in any case.
+        size = [weight_report(log, of).effective_sample_size[-1] for of in tried[:-1]]
+        kept = [*(place for place, of in enumerate(size) if of >= LEAST_EPISODES), len(tried) - 1]
+        tried, widths = [tried[place] for place in kept], [widths[place] for place in kept]
         best = 0
         if len(tried) > 1:
             made = [self._joined(lambda block: sequential.pdis(block, settings.gamma), of) for of in tried]

@@ -177,6 +177,7 @@ def test_without_propensities_they_are_estimated_and_it_is_said():
     assert report["log"]["propensities"] == "estimated"
     found = estimates(report)["wpdis"]
     assert any("propensities were estimated" in text for text in found["warnings"])
+    assert 0 <= report["nuisances"]["propensities"]["expected_calibration_error"] < 0.1
     assert found["value"] == pytest.approx(estimates(known)["wpdis"]["value"], abs=0.1)
 
 
@@ -261,6 +262,66 @@ def test_continuous_candidates_with_and_without_density():
     spoken = estimates(report, "deterministic")["snipw"]["warnings"]
     assert any("kernel of bandwidth" in text for text in spoken)
     assert not any("kernel" in text for text in estimates(report, "gaussian")["snipw"]["warnings"])
+
+
+def test_a_kernel_that_reaches_nothing_is_found_out():
+    """The candidate acts where the log never did: no weight, which must not pass for a value of 0."""
+    log, context = continuous_log(200)
+    report = evaluate(log, {"far": (context + 50, np.zeros_like(context))}, estimators=("ipw", "snipw"))
+    for found in estimates(report, "far").values():
+        assert found["value"] is None
+        assert "all weights are 0" in found["refused"]
+
+
+def test_a_deterministic_candidate_takes_no_ratio_from_the_others():
+    rng = np.random.default_rng(0)
+    rows = 60 * STEPS
+    context = rng.standard_normal((rows, 1))
+    action = rng.standard_normal((rows, 1))
+    log = Log.from_arrays(
+        action=action,
+        reward=-(action[:, 0] ** 2),
+        length=np.full(60, STEPS),
+        propensity=np.exp(-0.5 * action[:, 0] ** 2) / math.sqrt(2 * math.pi),
+        observation=context,
+    )
+    zero = np.zeros_like(context)
+    candidates = {"gaussian": (zero, zero + 0.8), "deterministic": (zero, zero)}
+    report = evaluate(log, candidates, gamma=0.9, estimators=("wpdis", "wmis"))
+    assert estimates(report, "gaussian")["wmis"]["value"] < 0
+    assert "no ratio of actions" in estimates(report, "deterministic")["wmis"]["refused"]
+    assert estimates(report, "deterministic")["wpdis"]["value"] is not None
+
+
+def test_values_beyond_a_cut_need_what_followed_it():
+    """Two steps of an endless process; with what followed the cut the value is that of the whole future."""
+    state, action, reward = episodes_of(A.pi_b, 1500, steps=STEPS + 1)
+    known = {"final_observation": np.eye(2)[state[:, STEPS]]}
+    found = {}
+    for name, final in (("known", known), ("unknown", {})):
+        log = Log.from_arrays(
+            action=action[:, :STEPS].ravel(),
+            reward=reward[:, :STEPS].ravel(),
+            length=np.full(1500, STEPS),
+            truncated=np.ones(1500, bool),
+            propensity=A.pi_b[state, action][:, :STEPS].ravel(),
+            observation=np.eye(2)[state[:, :STEPS].ravel()],
+            **final,
+        )
+        report = evaluate(
+            log,
+            {"new": policy(A.pi, vectors=True)},
+            gamma=0.9,
+            estimators=("mdr", "wmdr"),
+            values="linear",
+            endless=True,
+            interval="delta",
+        )
+        found[name] = estimates(report)
+    for of in found["known"].values():
+        assert of["value"] == pytest.approx(384 / 37, abs=max(0.4, 4 * of["standard_error"]))
+    for of in found["unknown"].values():
+        assert "what followed 1500 of 1500 cut episodes was not recorded" in of["refused"]
 
 
 def test_episodes_that_all_last_as_long_end_by_the_clock():
