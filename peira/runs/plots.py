@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from peira.evaluation.off_policy.plots import save
+
 # Okabe & Ito's palette without its yellow, which is too pale for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", "--", ":")
@@ -105,13 +107,6 @@ def comparison(result: dict) -> Figure:
         weight="bold",
     )
     return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; a reader sees the old file or the new one, never half of one."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    figure.savefig(unfinished, format="png", dpi=130)
-    unfinished.replace(path)
 
 
 def _panels(columns: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:

@@ -36,6 +36,9 @@ BEHAVIOUR = "behaviour"
 NOTABLE_SHARE = 0.01
 """A probability missing from a return distribution from which on it is worth a sentence."""
 
+MODEL_ALONE = "the model alone, whose error is in no interval"
+"""How a warning ends about an estimate that weights hardly touch, though its kind (MAGIC, SWITCH, …) would use them."""
+
 MANY_STATEMENTS = 5
 """From so many comparisons on it is said how many would be won by chance."""
 
@@ -156,20 +159,20 @@ def portfolio_baseline(report: dict, estimator: str) -> float | None:
 def judgement(report: dict, candidate: str, estimator: str | None) -> Judgement:
     """How a candidate stands against the baseline under an estimator.
 
-    better      its whole interval lies above the baseline's value
-    worse       its whole interval lies below it
-    unclear     the interval contains it
-    doubtful    the interval does not contain it, but is not to be believed (`is_believable`)
+    doubtful    wherever the interval lies, no limits may be claimed from it (`no_bound` of the estimate)
+    better      else, its whole interval lies above the baseline's value
+    worse       else, its whole interval lies below it
+    unclear     else, the interval contains it
     not judged  no estimator, estimate or interval, no value of the baseline, or the candidate is the baseline
     """
     name, value = baseline(report, estimator)
     interval = None if estimator is None else interval_of(report, candidate, estimator)
     if interval is None or value is None or candidate == name:
         return "not judged"
-    if interval[0] <= value <= interval[1]:
-        return "unclear"
     if report["candidates"][candidate]["estimates"][estimator]["no_bound"] is not None:
         return "doubtful"
+    if interval[0] <= value <= interval[1]:
+        return "unclear"
     return "better" if interval[0] > value else "worse"
 
 
@@ -188,10 +191,10 @@ def in_order(report: dict, estimator: str | None) -> list[str]:
 def shortlist(report: dict, estimator: str | None) -> Shortlist | None:
     """The candidates to try next; None where none comes into question.
 
-    In question are those judged better or unclear that the estimator puts above the baseline, in its ranking. Of them
-    the first k are taken, k the size of greatest SharpeRatio@k (the smallest on ties) up to the greatest k that was
-    asked for; one where no ratio is positive. The ratio is that of true values where the report's portfolios are and
-    all of these are known.
+    In question are those judged better or unclear (none that is doubtful) that the estimator puts above the baseline,
+    in its ranking. Of them the first k are taken, k the size of greatest SharpeRatio@k (the smallest on ties) up to the
+    greatest k that was asked for; one where no ratio is positive. The ratio is that of true values where the report's
+    portfolios are and all of these are known.
     """
     eligible = [
         of
@@ -273,7 +276,7 @@ def _comparison(report: dict, writing: Writing) -> list[str]:
     if silent := called["not judged"]:
         named = listed([writing.name(of) for of in silent])
         sentences.append(f"Nothing is said about {named}, without an interval by {writing.text(trusted)}.")
-    made = len(judged) - len(called["not judged"])
+    made = sum(len(called[word]) for word in ("better", "worse", "unclear"))
     if made >= MANY_STATEMENTS:
         by_chance = made * (1 - report["settings"]["confidence"]) / 2
         sentences.append(
@@ -392,10 +395,28 @@ def _doubts(report: dict, writing: Writing) -> list[str]:
     doubts = doubts or [
         "No estimate was refused, nothing was found wrong with the log, and no estimators contradict."
     ]
-    fitted = [writing.text(of) for of in report["settings"]["estimators"] if kind_of(of) in FITTED_KINDS]
-    if fitted:
-        doubts.append(f"Intervals by {listed(fitted)} leave out the error of what was fitted.")
-    return doubts
+    return doubts + _left_out(report, writing)
+
+
+def _left_out(report: dict, writing: Writing) -> list[str]:
+    """Whose intervals do not know the error of what was fitted, with the candidates where it is not so for all."""
+    named = []
+    for estimator in report["settings"]["estimators"]:
+        estimates = {
+            of: candidate["estimates"][estimator]
+            for of, candidate in report["candidates"].items()
+            if candidate["estimates"].get(estimator, {"value": None})["value"] is not None
+        }
+        alone = [
+            writing.name(of)
+            for of, estimate in estimates.items()
+            if any(MODEL_ALONE in warning for warning in estimate["warnings"])
+        ]
+        if kind_of(estimator) in FITTED_KINDS or (alone and len(alone) == len(estimates)):
+            named.append(writing.text(estimator))
+        elif alone:
+            named.append(f"{writing.text(estimator)} (on {listed(alone)})")
+    return [f"Intervals by {listed(named)} leave out the error of what was fitted."] if named else []
 
 
 def _refusals(report: dict, code_of: dict[str, str]) -> dict[tuple, dict[str, str]]:

@@ -1,16 +1,29 @@
 """`peira evaluate` on files: the report it writes, and one line for whatever is wrong."""
 
+import contextlib
+import io
 import json
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from ope_fixtures import A
 from test_evaluate import HALF, STEPS, a_log
 
 from peira.cli import command
 from peira.evaluation.off_policy.command import sizes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads():
+    """The command sets how many this process has: given back, or all tests after it would spin on two."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -55,57 +68,74 @@ def words(folder, *more, log="log.parquet", candidates=("new", "half", "same")):
     return ["evaluate", str(folder / log), "--candidates", *files, "--gamma", "0.9", *more]
 
 
-def test_a_report_is_written_and_told(folder, tmp_path, capsys):
-    out = tmp_path / "report"
-    assert command(words(folder, "--estimators", "wpdis", "wdr", "--k", "1..3", "--out", str(out))) == 0
-    told = capsys.readouterr()
-    report = json.loads((out / "report.json").read_text())
-    assert {path.name for path in out.iterdir()} == {"report.json", "report.md", "report.html", "plots"}
+class Told(NamedTuple):
+    """What one command said and wrote; tests share it, for the plots of a report take longest."""
+
+    out: Path
+    status: int
+    printed: str
+    beside: str
+    report: dict
+
+
+def told(out, line):
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+        contextlib.redirect_stderr(io.StringIO()) as beside,
+    ):
+        status = command([*line, "--out", str(out)])
+    return Told(
+        out, status, printed.getvalue(), beside.getvalue(), json.loads((out / "report.json").read_text())
+    )
+
+
+@pytest.fixture(scope="module")
+def first(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("written") / "report"
+    return told(out, words(folder, "--estimators", "wpdis", "wdr", "--k", "1..3"))
+
+
+@pytest.fixture(scope="module")
+def anew(folder, first):
+    """Into the same folder, from a log with other names, with true values, as JSON."""
+    more = ["--columns", "propensity=pscore", "reward=clicked", "--truth", str(folder / "truth.json")]
+    return told(first.out, words(folder, "--estimators", "wpdis", *more, "--json", log="foreign.parquet"))
+
+
+def test_a_report_is_written_and_told(first):
+    assert first.status == 0
+    assert {path.name for path in first.out.iterdir()} == {"report.json", "report.md", "report.html", "plots"}
     for name in ("new", "half", "same"):
-        value = report["candidates"][name]["estimates"]["wdr"]["value"]
-        assert f"{value:.4g}" in told.out
-        assert name in (out / "report.md").read_text()
-    assert list(report["portfolio"]["wdr"]) == ["1", "2", "3"]
-    assert report["settings"]["confidence"] == 0.95
-    assert report["command"].startswith("peira evaluate")
-    assert str(out) in told.err
+        value = first.report["candidates"][name]["estimates"]["wdr"]["value"]
+        assert f"{value:.4g}" in first.printed
+        assert name in (first.out / "report.md").read_text()
+    assert list(first.report["portfolio"]["wdr"]) == ["1", "2", "3"]
+    assert first.report["settings"]["confidence"] == 0.95
+    assert first.report["command"].startswith("peira evaluate")
+    assert str(first.out) in first.beside
 
 
-def test_json_is_one_object_and_the_file_is_the_same(folder, tmp_path, capsys):
-    out = tmp_path / "report"
-    assert command(words(folder, "--estimators", "pdis", "--json", "--out", str(out))) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads((out / "report.json").read_text())
+def test_json_is_one_object_and_the_file_is_the_same(anew):
+    assert anew.status == 0
+    assert json.loads(anew.printed) == anew.report
 
 
-def test_true_values_and_foreign_names(folder, tmp_path, capsys):
-    out = tmp_path / "report"
-    columns = ["--columns", "propensity=pscore", "reward=clicked"]
-    truth = ["--truth", str(folder / "truth.json"), "--estimators", "wpdis"]
-    assert command(words(folder, *columns, *truth, "--json", "--out", str(out), log="foreign.parquet")) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["portfolio_values"] == "true"
-    assert report["metrics"]["wpdis"]["regret"]["3"] == 0.0
-    usual = tmp_path / "usual"
-    assert command(words(folder, "--estimators", "wpdis", "--json", "--out", str(usual))) == 0
-    again = json.loads(capsys.readouterr().out)
+def test_true_values_and_foreign_names(first, anew):
+    assert anew.report["portfolio_values"] == "true"
+    assert anew.report["metrics"]["wpdis"]["regret"]["3"] == 0.0
     for name in ("new", "half", "same"):
-        one, other = (of["candidates"][name]["estimates"]["wpdis"] for of in (report, again))
+        one, other = (of.report["candidates"][name]["estimates"]["wpdis"] for of in (first, anew))
         assert one["value"] == other["value"]
 
 
-def test_a_report_can_be_made_anew_but_nothing_else_is_written_over(folder, tmp_path, capsys):
-    out = tmp_path / "report"
-    short = ["--estimators", "pdis", "--out", str(out)]
-    assert command(words(folder, *short)) == 0
-    assert command(words(folder, *short)) == 0
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "thesis.tex").write_text("…")
-    capsys.readouterr()
-    assert command(words(folder, "--estimators", "pdis", "--out", str(other))) == 2
+def test_a_report_can_be_made_anew_but_nothing_else_is_written_over(folder, first, anew, tmp_path, capsys):
+    assert anew.out == first.out
+    assert anew.report != first.report
+    assert "wdr" not in (anew.out / "report.md").read_text()
+    (tmp_path / "thesis.tex").write_text("…")
+    assert command(words(folder, "--estimators", "pdis", "--out", str(tmp_path))) == 2
     assert "out: " in capsys.readouterr().err
-    assert [path.name for path in other.iterdir()] == ["thesis.tex"]
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize(

@@ -73,12 +73,15 @@ def test_members_take_the_model_from_their_last_step_on():
     np.testing.assert_allclose(blend(wdr(log, WRONG_Q)).member, expected, atol=1e-12)
 
 
+def influences(terms, last_step):
+    """Of the members, episode by episode, [members, episodes]."""
+    step = np.arange(terms.numerator.shape[1])
+    return np.array([replace(terms, numerator=terms.numerator * (step <= j)).influence() for j in last_step])
+
+
 def error_of_members(terms, seed, replicates):
     """Ω, b and the bootstrap quantiles of WDR, by the definitions."""
-    n, rng = len(terms.plain), np.random.default_rng(seed)
-    contribution = np.column_stack([terms.plain / n, terms.numerator / terms.denominator.sum(axis=0)]).cumsum(
-        axis=1
-    )
+    (n, steps), rng = terms.numerator.shape, np.random.default_rng(seed)
     order, last = np.argsort(terms.influence(), kind="stable"), []
     for drawn in rng.multinomial(n, np.full(n, 1 / n), size=replicates):
         of = np.repeat(order, drawn)
@@ -86,38 +89,71 @@ def error_of_members(terms, seed, replicates):
             terms.plain[of].mean() + (terms.numerator[of].sum(0) / terms.denominator[of].sum(0)).sum()
         )
     quantiles = np.quantile(last, [0.05, 0.95])
-    low, high = min(quantiles[0], terms.value()), max(quantiles[1], terms.value())
-    member = contribution.sum(axis=0)
+    theta = terms.numerator.sum(0) / terms.denominator.sum(0)
+    member = terms.plain.mean() + np.append(0.0, theta.cumsum())
+    low, high = min(quantiles[0], member[-1]), max(quantiles[1], member[-1])
     bias = np.where(member < low, low - member, np.maximum(member - high, 0))
-    return n * np.cov(contribution.T, ddof=1), bias, quantiles
+    return np.cov(influences(terms, range(-1, steps))) / n, bias, quantiles
+
+
+def covariance_of_contributions(terms):
+    """The paper's Ω."""
+    n = len(terms.plain)
+    contribution = np.column_stack([terms.plain / n, terms.numerator / terms.denominator.sum(0)]).cumsum(1)
+    return n * np.cov(contribution.T)
 
 
 def test_the_share_minimises_the_estimated_error():
-    """With b∘b in the place of b bᵀ, or without the factor n, the shares are others."""
+    """With b∘b in the place of b bᵀ, a factor n missing or too many, or the paper's Ω, the shares are others."""
     terms = wdr(some_log(80, 1), WRONG_Q)
     found = blend(terms, seed=5, replicates=100)
     covariance, bias, _ = error_of_members(terms, 5, 100)
     assert bias[0] > 0
     np.testing.assert_allclose(found.share, simplex_minimum(covariance + np.outer(bias, bias)), atol=1e-9)
-    for imitation in (covariance + bias**2, covariance / 80 + np.outer(bias, bias)):
+    for imitation in (
+        covariance + bias**2,
+        covariance * 80 + np.outer(bias, bias),
+        covariance / 80 + np.outer(bias, bias),
+        covariance_of_contributions(terms) + np.outer(bias, bias),
+    ):
         assert np.abs(found.share - simplex_minimum((imitation + imitation.T) / 2)).max() > 0.01
 
 
+def test_a_bias_of_the_model_is_no_variance_of_the_weights():
+    """A model off by 5, a WDR by some 0.03: with the paper's Ω the blend trusts the model enough to be off by 0.1."""
+    rng = np.random.default_rng(0)
+    weight = rng.lognormal(0, 1.5, (100, 1))
+    terms = Terms(rng.normal(0, 0.1, 100), weight * (5 + rng.normal(0, 0.1, (100, 1))), weight)
+    bias_of_blend = 5 * blend(terms).share[0]
+    assert terms.standard_error() < 0.04
+    assert bias_of_blend < 0.001
+    _, bias, _ = error_of_members(terms, 0, 100)
+    by_contributions = simplex_minimum(covariance_of_contributions(terms) + np.outer(bias, bias))
+    assert 5 * by_contributions[0] > 0.1
+
+
 def test_the_interval_is_widened_to_hold_wdr():
-    """Each step's reward of 1 hangs on one episode, that a replicate leaves out with probability 1/e: all lie below."""
+    """Each step's reward of 1 hangs on one episode, that a replicate leaves out with probability 1/e: all lie below.
+
+    A first step without doubt brings the model near to the interval: were WDR's distance from it counted, the model
+    would get all.
+    """
     steps, n = 40, 100
     rng = np.random.default_rng(0)
     weight = np.full((n, steps), 1e-3)
     weight[np.arange(steps), np.arange(steps)] = 1.0
-    terms = Terms(rng.normal(0, 0.1, n), weight * (weight == 1.0), weight)
-    found = blend(terms, seed=1, last_step=np.array([-1, steps - 1]), replicates=50)
+    numerator = np.column_stack([np.full(n, -18.7), weight * (weight == 1.0)])
+    terms = Terms(rng.normal(0, 0.1, n), numerator, np.column_stack([np.ones(n), weight]))
+    found = blend(terms, seed=1, last_step=np.array([-1, steps]), replicates=50)
     covariance, bias, quantiles = error_of_members(terms, 1, 50)
     assert quantiles[1] < terms.value() - 1
     ends = np.ix_([0, -1], [0, -1])
     expected = simplex_minimum((covariance + np.outer(bias, bias))[ends])
     assert bias[-1] == 0
-    assert 0.01 < expected[0] < 0.99
+    assert 0.1 < expected[0] < 0.9
     np.testing.assert_allclose(found.share, expected, atol=1e-9)
+    bias[-1] = found.member[-1] - quantiles[1]
+    assert simplex_minimum((covariance + np.outer(bias, bias))[ends])[0] > 0.99
 
 
 def test_a_wrong_model_is_left_and_a_right_one_kept():
@@ -156,11 +192,8 @@ def test_the_blend_holds_its_shares_fixed():
     terms = wdr(some_log(100, 2), WRONG_Q)
     found = blend(terms, last_step=np.array([-1, 0, 2]))
     assert found.terms.value() == pytest.approx(found.share @ found.member, abs=1e-12)
-    influence = [
-        replace(terms, numerator=terms.numerator * (np.arange(HORIZON) <= j)).influence()
-        for j in found.last_step
-    ]
-    np.testing.assert_allclose(found.terms.influence(), found.share @ influence, atol=1e-12)
+    of_members = influences(terms, found.last_step)
+    np.testing.assert_allclose(found.terms.influence(), found.share @ of_members, atol=1e-12)
 
 
 def test_the_order_of_episodes_does_not_matter():

@@ -7,6 +7,7 @@ from ope_reports import estimate, full_report, rank_and_pool, small_report
 
 from peira.evaluation.off_policy import estimators, guide
 from peira.evaluation.off_policy.verdict import (
+    MODEL_ALONE,
     baseline,
     judgement,
     judgements,
@@ -76,6 +77,21 @@ def test_an_interval_from_which_no_limits_follow_shows_nothing():
     # It leads the ranking, and is not recommended all the same.
     assert shortlist(report, "wdr").names == ["b"]
     assert "Try “b”: ranked first by wdr, leaving out “a”." in text
+
+
+def test_a_baseline_inside_an_interval_from_which_no_limits_follow_makes_it_no_gamble():
+    report = by_wdr(a=(1.1, 0.1), b=(1.05, 0.1))
+    assert judgements(report, "wdr") == {"a": "unclear", "b": "unclear"}
+    for name in "ab":
+        report["candidates"][name]["estimates"]["wdr"]["no_bound"] = "it does what the log never did"
+    assert judgements(report, "wdr") == {"a": "doubtful", "b": "doubtful"}
+    assert shortlist(report, "wdr") is None
+    text = said(report)
+    assert "2 of 2 candidates are left open, because the interval is not to be believed: “a”" in text
+    assert "no candidate can be recommended" in text
+    report["candidates"]["b"]["estimates"]["wdr"]["no_bound"] = None
+    assert shortlist(report, "wdr").names == ["b"]
+    assert "Try “b”: ranked first by wdr, leaving out “a”." in said(report)
 
 
 def test_a_model_alone_is_believed_only_if_nothing_else_gives_an_interval():
@@ -209,6 +225,12 @@ def test_many_comparisons_come_with_what_chance_would_give():
     many = by_wdr(**{f"c{index}": (1.0 + index / 10, 0.1) for index in range(8)})
     assert "Were all 8 exactly as good as the policy that ran, 0.2 of them would" in said(many)
     assert "by chance" not in said(by_wdr(a=(1.5, 0.1)))
+    # A doubtful one is called better by no chance.
+    for name in ("c0", "c1", "c2"):
+        many["candidates"][name]["estimates"]["wdr"]["no_bound"] = "few episodes"
+    assert "Were all 5 exactly as good" in said(many)
+    many["candidates"]["c3"]["estimates"]["wdr"]["no_bound"] = "few episodes"
+    assert "by chance" not in said(many)
 
 
 def test_estimators_that_contradict_each_other_are_named():
@@ -240,6 +262,21 @@ def test_a_finding_that_refuses_estimates_is_not_told_again():
 
 def test_a_report_without_a_flaw_says_so():
     assert "No estimate was refused, nothing was found wrong" in said(by_wdr(a=(1.5, 0.1)))
+
+
+def test_intervals_that_leave_out_the_error_of_a_model_are_named():
+    """Those of a model always, those of a blend where it warns that it is the model's."""
+
+    def by(**warnings: list[str]) -> dict:
+        return {name: estimate(1.5, 0.1, warnings=of) for name, of in warnings.items()}
+
+    alone = [f"97% of the blend is {MODEL_ALONE}"]
+    of_a = by(wdr=[], dm=[], magic=alone, switch=alone, dros=["shrinkage 3, chosen by SLOPE"])
+    of_b = by(wdr=[], dm=[], magic=alone, switch=[], dros=[])
+    of_c = of_b | {"magic": estimate(None)}
+    text = said(small_report(a=of_a, b=of_b, c=of_c))
+    assert "Intervals by dm, magic and switch (on “a”) leave out the error of what was fitted." in text
+    assert "leave out the error" not in said(by_wdr(a=(1.5, 0.1)))
 
 
 def test_missing_probability_is_told():
