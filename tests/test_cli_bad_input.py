@@ -62,7 +62,7 @@ RECIPES = "ppo, props, ppo-buffer, ros, sft, grpo, arpo"
 LINES = {
     # The words after `peira`, and the line.
     "prun": "command: there is no 'prun'; did you mean 'run'?",
-    "fly": "command: there is no 'fly'; there are recipes, run, compare, store",
+    "fly": "command: there is no 'fly'; there are recipes, run, compare, evaluate, store",
     # Recipes.
     "run": f"recipe: name one right after `peira run`; there are {RECIPES}",
     "run --seed 1 props": f"recipe: name one right after `peira run`; there are {RECIPES}",

@@ -55,7 +55,7 @@ def neural_dice(
         features = _features(parameters, models, x[points])
         for of, coefficients in ((nu, saddle.nu), (zeta, saddle.zeta)):
             by_action = coefficients[:, fold].reshape(candidates, actions, -1)
-            of[:, points] = np.einsum("cnd,cad->cna", features, by_action)
+            of[:, points.numpy()] = np.einsum("cnd,cad->cna", features, by_action)
     return read_out(transitions, probs, gamma, nu=nu, zeta=zeta, lagrange=saddle.lagrange, weight=weight)
 
 

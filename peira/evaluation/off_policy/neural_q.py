@@ -100,7 +100,9 @@ def neural_q(
     )
     q = np.empty(probs.shape)
     for fold, points, models in held_out(transitions, candidates):
-        q[:, points] = networks.in_rewards(stacked_relu(networks.of(models), x[points][None])[0], fold)
+        q[:, points.numpy()] = networks.in_rewards(
+            stacked_relu(networks.of(models), x[points][None])[0], fold
+        )
     if horizon is not None:
         q[:, transitions.step >= horizon] = 0.0
     return NeuralQ(
@@ -149,9 +151,9 @@ def neural_q_continuous(
     )
     q, v = np.empty((candidates, transitions.rows)), np.empty((candidates, points))
     for fold, at, models in held_out(transitions, candidates):
-        v[:, at] = networks.in_rewards(expected(networks.of(models), at[None])[0], fold)
+        v[:, at.numpy()] = networks.in_rewards(expected(networks.of(models), at[None])[0], fold)
         rows = at[at < transitions.rows]
-        q[:, rows] = networks.in_rewards(at_logged(networks.of(models), rows[None])[0], fold)
+        q[:, rows.numpy()] = networks.in_rewards(at_logged(networks.of(models), rows[None])[0], fold)
     if horizon is not None:
         v[:, transitions.step >= horizon] = 0.0
     return NeuralQ(**vars(checked_fit(transitions, q, v, gamma, horizon)), parameters=networks.parameters)

@@ -15,6 +15,7 @@ from peira.evaluation.off_policy.estimators import ESTIMATORS, fitting
 from peira.evaluation.off_policy.evaluate import evaluate
 from peira.evaluation.off_policy.guide import ESTIMATORS as EXPLAINED
 from peira.evaluation.off_policy.log import Log
+from peira.evaluation.off_policy.verdict import MODEL_ALONE, verdict
 
 STEPS = 3
 LEARNS_NOTHING = ("tis", "wis", "pdis", "wpdis")
@@ -151,6 +152,13 @@ def test_nothing_depends_on_the_order_of_episodes_nor_on_blocks_nor_on_threads(m
         torch.set_num_threads(threads)
 
 
+def test_a_blend_that_is_the_model_says_so_and_the_verdict_names_it():
+    """Every weight of a short log is worth little here beside a table that is right."""
+    report = evaluate(a_log(60), {"new": policy(A.pi)}, gamma=0.9, estimators=("wdr", "magic"))
+    assert any(text.endswith(MODEL_ALONE) for text in estimates(report)["magic"]["warnings"])
+    assert "Intervals by magic leave out the error of what was fitted." in verdict(report)
+
+
 def test_the_same_seed_says_the_same():
     one, two = (
         evaluate(a_log(100), CANDIDATES, gamma=0.9, estimators=("wpdis", "dr"), seed=1) for _ in range(2)
@@ -254,11 +262,11 @@ def test_continuous_candidates_with_and_without_density():
         "gaussian": (0.8 * context, np.full_like(context, 0.5)),
         "deterministic": (0.8 * context, np.zeros_like(context)),
     }
-    report = evaluate(log, candidates, estimators=("snipw", "dm", "dr"), updates=800)
+    report = evaluate(log, candidates, estimators=("snipw", "dm", "dr"), updates=300)
     # E[(0.2 x)²] = 0.04, and the candidate's own variance.
     for name, value in (("gaussian", -0.04 - 0.25), ("deterministic", -0.04)):
         for estimator, found in estimates(report, name).items():
-            assert found["value"] == pytest.approx(value, abs=0.15), (name, estimator)
+            assert found["value"] == pytest.approx(value, abs=0.05), (name, estimator)
     spoken = estimates(report, "deterministic")["snipw"]["warnings"]
     assert any("kernel of bandwidth" in text for text in spoken)
     assert not any("kernel" in text for text in estimates(report, "gaussian")["snipw"]["warnings"])

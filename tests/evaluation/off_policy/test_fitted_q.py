@@ -374,3 +374,18 @@ def test_continuous_values_are_expectations_over_the_policy():
     assert fit.q is None
     still = neural_q_continuous(log, mean[:1], std[:1], 0.9, generator=seeded(), horizon=2, config=config)
     assert np.sqrt(((still.v - expected[:1]) ** 2).mean()) < 0.08
+
+
+@pytest.mark.parametrize("rows", [1024, 1025])
+def test_a_last_chunk_of_one_point_is_predicted_like_any_other(rows):
+    """Points are predicted 1024 at a time; a torch index of one entry is a single number to numpy."""
+    rng = np.random.default_rng(0)
+    ended = np.full(rows, TERMINATED)
+    observation, reward = rng.normal(size=(rows, 2)), rng.normal(size=rows)
+    options = {"generator": torch.Generator().manual_seed(0), "config": FqeConfig(updates=2)}
+    discrete = Transitions(observation, rng.integers(0, 2, rows), reward, ended)
+    fit = neural_q(discrete, np.full((2, rows, 2), 0.5), 0.9, **options)
+    assert fit.q.shape == (2, rows, 2)
+    continuous = Transitions(observation, rng.normal(size=(rows, 1)), reward, ended)
+    fit = neural_q_continuous(continuous, np.zeros((2, rows, 1)), np.ones((2, rows, 1)), 0.9, **options)
+    assert np.isfinite(fit.v).all()

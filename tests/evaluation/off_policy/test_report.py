@@ -400,7 +400,7 @@ def test_the_command_that_repeats_it_is_given():
 
 def test_no_number_is_indispensable():
     """Whatever number is missing, the report is still made."""
-    report = full_report(2, 3)
+    report = full_report(2, 2)
     kept = {"episodes", "steps", "horizon", "gamma", "confidence", "k"}
     # One of each kind: the first candidate, estimator and k speak for the others.
     kinds = {(path[0], len(path), path[-1]): path for path, _ in reversed(numbers_of(report))}
