@@ -164,7 +164,8 @@ def _time_lines(of: Mapping[str, Any]) -> list[str]:
         "",
         *notes,
         "- fitting alone at the size of SCOPE-RL and d3rlpy (1 × 100, batches of 100, 10 000 updates, no folds): "
-        f"fitted Q evaluation of ten candidates {ours['fqe']['wall']:.1f} s ({ours['fqe']['processor']:.1f} s of processor), "
+        f"fitted Q evaluation of ten candidates {ours['fqe']['wall']:.1f} s "
+        f"({ours['fqe']['processor']:.1f} s of processor), "
         f"d3rlpy's of one {theirs['seconds']:.1f} s ({theirs['processor']:.1f}): for ten, extrapolated, "
         f"{alone['ratio_to_d3rlpy_for_ten']:.0f}× ({alone['ratio_of_processor_seconds']:.0f}× of processor seconds); "
         f"ratios on those networks' features, ten candidates, {ours['ratios']['wall']:.1f} s",

@@ -456,7 +456,8 @@ and the flow is not exact.
 
 Default ridges are those of the package; the one of MWL was itself once chosen on CartPole, as its docstring says. In
 the log of seed 2 one fold's points leave a chunk of a single one, at which `neural_q` and `neural_dice` raise an error
-in the version measured, mended since; the run was made with chunks cut evenly in their place, which changes rounding alone."""
+in the version measured, mended since; the run was made with chunks cut evenly in their place, which changes rounding
+alone."""
 
 
 def measure(label: str) -> dict:
