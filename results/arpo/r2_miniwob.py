@@ -16,11 +16,11 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+from trained import trained
 
 from peira.evaluation.statistics import paired_difference
 from peira.runs.plots import read_metrics
 from peira.versions import machine, versions
-from runs import trained
 
 HERE = Path(__file__).parent
 STEPS = 15_000

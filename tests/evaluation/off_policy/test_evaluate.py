@@ -129,7 +129,7 @@ def test_a_candidate_that_is_the_policy_of_the_log_is_worth_what_the_log_earned(
 
 
 def test_nothing_depends_on_the_order_of_episodes_nor_on_blocks_nor_on_threads(monkeypatch):
-    settings = {"gamma": 0.9, "updates": 60, "values": "network"}
+    settings = {"gamma": 0.9, "updates": 20, "values": "network"}
     names = (*LEARNS_NOTHING, "dm", "dr", "wdr", "magic", "wmis", "drl")
 
     def found(log):
