@@ -4,13 +4,15 @@
           distribution of returns), 2 000 bootstrap replicates: `peira evaluate` from Parquet files to its report,
           `peira.evaluate` from the same files, and from arrays in memory.
   memory  20 million steps in episodes of 20 to 180, 2 candidates, by `peira evaluate`: greatest resident memory.
-  peers   10 candidates, 2 000 episodes of 100 steps, vectors as observations: fitted Q evaluation, marginal ratios and
-          eleven estimators with intervals beside SCOPE-RL, which is run on the first candidate alone and scaled; then
-          logs whose exact values are known. d3rlpy's fitted Q evaluation and causalrl where there is common ground.
+  time    10 candidates, 2 000 episodes of 100 steps, vectors as observations: fitted Q evaluation, marginal ratios and
+          eleven estimators with intervals beside SCOPE-RL, which is run on the first candidate alone and scaled, and
+          d3rlpy's fitted Q evaluation beside ours.
+  numbers SCOPE-RL's estimates and intervals beside ours on logs whose exact values are known.
+  causal  causalrl, as far as there is common ground.
 
     python benchmarks/evaluation.py                        # r10 and memory, some 8 minutes on two cores
-    python benchmarks/evaluation.py --sections peers --scope-rl PEER/bin/python --causalrl CAUSAL/bin/python \\
-        --out results/speed/evaluation.json                # half an hour
+    python benchmarks/evaluation.py --sections time numbers causal --scope-rl PEER/bin/python \\
+        --causalrl CAUSAL/bin/python --out results/speed/evaluation.json        # half an hour
 
 How the peers' environments are made is said in benchmarks/scope_rl_peer.py; results/sharpe/r10_speed.py makes a page of
 the figures. Sections that are not run again are kept from an earlier file. Everything runs on one thread where peers
@@ -347,16 +349,6 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
 # -- peers: time -------------------------------------------------------------------------------------------
 
 
-def peers(options: argparse.Namespace) -> dict[str, Any]:
-    if not options.scope_rl:
-        raise SystemExit("peers: name the Python of SCOPE-RL's environment with --scope-rl")
-    torch.set_num_threads(1)
-    found = {"time": peer_time(options), "agreement": agreement(options)}
-    if options.causalrl:
-        found["causalrl"] = beside_causalrl(options)
-    return found
-
-
 def peer_case(episodes: int = 2_000, steps: int = 100, gamma: float = 0.95) -> dict[str, Any]:
     """The world, its log, and ten candidates nearer to and farther from the log's policy."""
     rng = np.random.default_rng(2)
@@ -419,6 +411,7 @@ COMPARED = {
 
 
 def peer_time(options: argparse.Namespace) -> dict[str, Any]:
+    torch.set_num_threads(1)
     case = peer_case()
     measured = 1
     found: dict[str, Any] = {}
@@ -510,7 +503,8 @@ def networks_alone(options: argparse.Namespace, case: Mapping[str, Any]) -> dict
 # -- peers: numbers ----------------------------------------------------------------------------------------
 
 
-def agreement(options: argparse.Namespace) -> dict[str, Any]:
+def peer_numbers(options: argparse.Namespace) -> dict[str, Any]:
+    torch.set_num_threads(1)
     return {
         "ten candidates without learning": same_weights(options),
         "every episode as often as it is likely": exact_case(options),
@@ -796,18 +790,29 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
+    needed = {"time": options.scope_rl, "numbers": options.scope_rl, "causal": options.causalrl}
+    if lacking := [name for name in options.sections if not needed.get(name, True)]:
+        parser.error(
+            f"{lacking[0]}: name the peer's Python with --{'causalrl' if 'causal' in lacking else 'scope-rl'}"
+        )
     found: dict[str, Any] = {}
     if options.out and options.out.exists():
         found = json.loads(options.out.read_text())
     for name in options.sections:
         found[name] = {**SECTIONS[name](options), "command": " ".join(["python", *sys.argv])}
-    found |= {"versions": versions(), "machine": machine()}
-    Console().print_json(data={name: found[name] for name in options.sections})
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
+        Console().print_json(data=found[name])
+        if options.out:
+            books = {"versions": versions(), "machine": machine()}
+            options.out.write_text(json.dumps(found | books, indent=2) + "\n")
 
 
-SECTIONS = {"r10": r10, "memory": memory, "peers": peers}
+SECTIONS = {
+    "r10": r10,
+    "memory": memory,
+    "time": peer_time,
+    "numbers": peer_numbers,
+    "causal": beside_causalrl,
+}
 
 if __name__ == "__main__":
     main()

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 FIGURES = HERE.parent / "speed" / "evaluation.json"
 WITHOUT_LEARNING = ("tis", "wis", "pdis", "wpdis")
 COMPARED = ("same sizes", "defaults")
-SECTIONS = ("r10", "memory", "peers")
+SECTIONS = ("r10", "memory", "time", "numbers", "causal")
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -24,15 +24,13 @@ def page(found: Mapping[str, Any]) -> str:
     for name, of_section in (("r10", _r10_lines), ("memory", _memory_lines)):
         if name in found:
             lines += of_section(found[name])
-    if "peers" in found:
-        times, numbers = found["peers"]["time"], found["peers"]["agreement"]
-        lines += [
-            *_time_lines(times),
-            *_values_lines(times),
-            *_weights_lines(numbers),
-            *_exact_lines(numbers),
-        ]
-        lines += [*_wrong_lines(numbers), *_causalrl_lines(found["peers"].get("causalrl"))]
+    if "time" in found:
+        lines += [*_time_lines(found["time"]), *_values_lines(found["time"])]
+    if "numbers" in found:
+        numbers = found["numbers"]
+        lines += [*_weights_lines(numbers), *_exact_lines(numbers), *_wrong_lines(numbers)]
+    if "causal" in found:
+        lines += _causalrl_lines(found["causal"])
     kept = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     of_machine = ", ".join(f"{name} {value}" for name, value in found["machine"].items())
     commands = [f"- {name}: `{found[name]['command']}`" for name in SECTIONS if name in found]
@@ -292,9 +290,7 @@ def _wrong_lines(of: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _causalrl_lines(of: Mapping[str, Any] | None) -> list[str]:
-    if of is None:
-        return []
+def _causalrl_lines(of: Mapping[str, Any]) -> list[str]:
     one, three = of["one step, 200 000 decisions"], of["three steps, 20 000 episodes"]
     rows = [("Peira", name, row) for name, row in three["peira"].items()]
     rows += [("causalrl", name, row) for name, row in three["causalrl"].items()]
@@ -320,7 +316,7 @@ def _causalrl_lines(of: Mapping[str, Any] | None) -> list[str]:
 def main() -> None:
     found = json.loads(FIGURES.read_text())
     (HERE / "r10_speed.md").write_text(page(found))
-    kept = {name: of for name, of in found.items() if name != "peers"}
+    kept = {name: found[name] for name in ("r10", "memory", "versions", "machine")}
     (HERE / "r10_speed.json").write_text(json.dumps(kept, indent=2) + "\n")
 
 
