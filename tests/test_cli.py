@@ -251,6 +251,24 @@ def test_a_comparison_reports_arms_and_pairs_and_grows_with_more_seeds(commands,
     assert "4 of 4 runs were finished before and are reused\n" in again.stderr
 
 
+def test_one_recipe_is_compared_with_itself_under_other_settings(commands, tmp_path):
+    out = tmp_path / "twins"
+    budget = ["--steps", "256", "--batch-steps", "128", "--seeds", "1", "--jobs", "1"]
+    settings = ["--learning-rate", "1e-3", "--slow.learning-rate", "1e-4"]
+    arms = ["fast=ppo", "slow=ppo", "--env", "CartPole-v1"]
+    ended = commands.run(
+        *["compare", *arms, *budget, *TINY, *settings, "--out", out, "--json"], first=FORKED_RUNS
+    )
+    assert ended.status == 0, ended.stderr
+    assert set(json.loads(ended.stdout)["arms"]) == {"fast", "slow"}
+    configs = {
+        name: (out / "runs" / name / "seed-0" / "config.yaml").read_text() for name in ("fast", "slow")
+    }
+    assert all("recipe: ppo\n" in config for config in configs.values())
+    assert "learning_rate: 0.001\n" in configs["fast"]
+    assert "learning_rate: 0.0001\n" in configs["slow"]
+
+
 # store ------------------------------------------------------------------------------------------------------
 
 

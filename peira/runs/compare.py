@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,14 +102,16 @@ def compare(
     out: str | Path,
     jobs: int,
     first_seed: int = 0,
+    recipe_of: Mapping[str, str] | None = None,
     console: Console,
     program: Sequence[str] = PROGRAM,
 ) -> dict:
     """Run every arm with every seed, `jobs` at a time, and return what `OUT/compare.json` then holds.
 
-    `arms` maps the name of a recipe to more command-line arguments for its runs. Finished runs are reused,
-    half-finished ones are resumed. `compare.json`, `compare.md` and `compare.png` are written as each seed
-    finishes. Progress goes to `console`. `program` is the command that a run's arguments are handed to.
+    `arms` maps a name to more command-line arguments for its runs, which are of the recipe that `recipe_of` gives
+    it, by default the one of that name. Finished runs are reused, half-finished ones are resumed. `compare.json`,
+    `compare.md` and `compare.png` are written as each seed finishes. Progress goes to `console`. `program` is the
+    command that a run's arguments are handed to.
 
     Raises ValueError, before anything starts, for a budget below 1 or for an existing run with other
     settings; ComparisonFailed, at the end, if runs failed; KeyboardInterrupt after all children have stopped.
@@ -117,12 +119,12 @@ def compare(
     for field, value in {"arms": len(arms), "steps": steps, "seeds": seeds, "jobs": jobs}.items():
         if value < 1:
             raise ValueError(f"{field}: expected at least 1, got {value}")
-    out = Path(out)
+    out, recipe_of = Path(out), recipe_of or {}
     every_seed = range(first_seed, first_seed + seeds)
     # Seed by seed rather than arm by arm, so that what is there at any moment is a fair comparison.
     trials = [Trial(arm, seed, out / "runs" / arm / f"seed-{seed}") for seed in every_seed for arm in arms]
     settings = {
-        arm: {"recipe": arm, "env": env, "steps": steps, "arguments": arguments}
+        arm: {"recipe": recipe_of.get(arm, arm), "env": env, "steps": steps, "arguments": arguments}
         for arm, arguments in arms.items()
     }
     for trial in trials:
@@ -158,7 +160,15 @@ def compare(
         if trial.is_started:
             arguments = ["--resume", str(trial.folder)]
         else:
-            arguments = [trial.arm, "--env", env, "--steps", str(steps), "--seed", str(trial.seed)]
+            arguments = [
+                recipe_of.get(trial.arm, trial.arm),
+                "--env",
+                env,
+                "--steps",
+                str(steps),
+                "--seed",
+                str(trial.seed),
+            ]
             arguments += ["--out", str(trial.folder), *arms[trial.arm]]
         return _start(trial, [*program, "run", *arguments], one_thread=jobs > 1)
 
