@@ -47,6 +47,7 @@ from peira.evaluation.off_policy.models import (
     is_tabular,
 )
 from peira.evaluation.off_policy.terms import Terms, total
+from peira.evaluation.off_policy.verdict import MODEL_ALONE
 from peira.versions import versions
 
 IntervalMethod = Literal["auto", "bca", "bootstrap", "delta", "student", "hoeffding", "bernstein", "hcope"]
@@ -498,7 +499,7 @@ class _Evaluation:
         rng = np.random.default_rng(self.settings.seed)
         blended = magic(estimator.terms(piece), rng=rng, ordered=True)
         alone = float(blended.share[0])
-        told = f"{alone:.0%} of the blend is the model alone, whose error is in no interval"
+        told = f"{alone:.0%} of the blend is {MODEL_ALONE}"
         return lambda: [blended.terms], told if alone > 0.5 else ""
 
     def _tuned(self, estimator: Estimator, pieces: Callable[[], Iterable[Piece]]) -> tuple[tuple[float], str]:
@@ -511,7 +512,12 @@ class _Evaluation:
             widths.append(tuning.half_width(joined))
         # In the order of the grid: where weights are few, the width of an estimate with more of them may be less.
         best = grid[tuning.accepted_in_order(np.array(values), np.array(widths)) - 1]
-        return (best,), f"{estimator.grid} {best:.3g}, chosen by SLOPE"
+        told = f"{estimator.grid} {best:.3g}, chosen by SLOPE"
+        if "q" not in estimator.reads:
+            return (best,), told
+        counted, whole = (_counted(estimator, pieces(), value) for value in (best, grid[0]))
+        alone = 1 - counted / whole if whole > 0 else 0.0
+        return (best,), f"{told}; {alone:.0%} of the estimate is {MODEL_ALONE}" if alone > 0.5 else told
 
     # -- what is said beside estimates -------------------------------------------------------------------------
 
@@ -735,6 +741,16 @@ def _refused(reason: str) -> dict[str, Any]:
         "refused": reason,
         "no_bound": reason,
     }
+
+
+def _counted(estimator: Estimator, pieces: Iterable[Piece], value: float) -> float:
+    """Σ of the discounted weights with which rewards correct the model: the estimate of rewards of 1 without a model."""
+    total_weight = 0.0
+    for piece in pieces:
+        none = np.zeros_like(piece.q)
+        ones = replace(piece.block, reward=piece.block.alive.astype(np.float64))
+        total_weight += float(estimator.terms(replace(piece, block=ones, q=none, v=none), value).plain.sum())
+    return total_weight
 
 
 def _told(finding: Finding) -> dict[str, str]:

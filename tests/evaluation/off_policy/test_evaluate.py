@@ -159,6 +159,29 @@ def test_a_blend_that_is_the_model_says_so_and_the_verdict_names_it():
     assert "Intervals by magic leave out the error of what was fitted." in verdict(report)
 
 
+@pytest.mark.parametrize("name", ["switch", "dros"])
+def test_where_weights_hardly_count_the_estimate_is_said_to_be_the_models(name):
+    """One action in fifty is the candidate's: SLOPE takes a threshold that leaves its rewards out."""
+    rng = np.random.default_rng(0)
+    probs = np.array([0.98, 0.02])
+    state, action = rng.integers(0, 3, 400), (rng.random(400) < probs[1]).astype(int)
+    log = Log.from_arrays(
+        action=action,
+        reward=state + 0.5 * action + rng.normal(0, 0.1 + 6 * action),
+        length=np.ones(400, int),
+        propensity=probs[action],
+        observation=state,
+        actions=2,
+    )
+    candidates = {"rare": np.tile([0.0, 1.0], (400, 1)), "near": np.tile([0.9, 0.1], (400, 1))}
+    report = evaluate(log, candidates, gamma=1.0, estimators=(name,), interval="delta")
+    warned = {
+        of: any(MODEL_ALONE in text for text in entry["estimates"][name]["warnings"])
+        for of, entry in report["candidates"].items()
+    }
+    assert warned == {"rare": True, "near": False}
+
+
 def test_the_same_seed_says_the_same():
     one, two = (
         evaluate(a_log(100), CANDIDATES, gamma=0.9, estimators=("wpdis", "dr"), seed=1) for _ in range(2)
