@@ -414,9 +414,9 @@ It then comes first, everything else differs from it, and the most biased value 
 the grid the same settings are within 1.8. For SG-DR that order is the worse one (9 settings, not 16): by half-width
 its last parameter, which gives every row the weight 1, does not come last and is chosen less often.
 
-OffCEM keeps a bias (−0.27 at a direct effect of 0.5) that is of the penalty: some 20 rows an action and ridge = 1
-shrink the learned differences toward 0. With ridge = 0.1 the bias is −0.03 and the RMSE falls by a quarter (12
-logs). Without a direct effect there is nothing to learn and OffCEM pays for trying; MIPS is then the better one.
+OffCEM keeps a small bias (−0.07 at a direct effect of 0.5) that is of the penalty: some 20 rows an action and
+ridge = 0.1, its default, shrink the learned differences a little toward 0. Without a direct effect there is nothing
+to learn and OffCEM pays for trying; MIPS is then the better one.
 Where neighbours interact the pseudo-inverse is biased, as it must be, and here still far better than IPS."""
 
 

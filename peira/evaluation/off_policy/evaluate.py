@@ -744,7 +744,7 @@ def _refused(reason: str) -> dict[str, Any]:
 
 
 def _counted(estimator: Estimator, pieces: Iterable[Piece], value: float) -> float:
-    """Σ of the discounted weights with which rewards correct the model: the estimate of rewards of 1 without a model."""
+    """Σ of the discounted weights with which rewards correct the model: what rewards of 1 come to without a model."""
     total_weight = 0.0
     for piece in pieces:
         none = np.zeros_like(piece.q)
