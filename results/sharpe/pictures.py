@@ -18,7 +18,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from accuracy import rmse
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from worlds import chain, draw, variances
@@ -33,6 +32,7 @@ from peira.evaluation.off_policy.weights import (
     cumulative_log_weights,
     effective_sample_size,
 )
+from peira.runs.study import rmse
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 

@@ -19,10 +19,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from accuracy import measured, partial, publish, rmse, rmse_difference, verdicts
 from worlds import Log, World, draw, fixture_a, gridworld, variances
 
 from peira.evaluation.off_policy import marginal, sequential
+from peira.runs.study import measured, partial, publish, rmse, rmse_difference, verdicts
 
 WORLDS = {"fixture A": fixture_a, "gridworld": gridworld}
 SIZES = (100, 1_000, 10_000)

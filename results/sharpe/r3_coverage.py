@@ -18,12 +18,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from accuracy import measured, partial, publish, verdicts
 from scipy import stats
 from worlds import WRONG_Q, Log, World, draw, fixture_a
 
 from peira.evaluation.off_policy import intervals, sequential
 from peira.evaluation.off_policy.terms import Terms
+from peira.runs.study import measured, partial, publish, verdicts
 
 EPISODES, CHUNK = 200, 50
 SELF_NORMALISED = ("wpdis", "wdr (wrong Q̂)", "wdr (fitted Q̂)")

@@ -20,12 +20,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from accuracy import measured, partial, publish, rmse, rmse_ratio, root_mean_square, verdicts
 from matplotlib.figure import Figure
 from worlds import Log, World, chain, draw, variances
 
 from peira.evaluation.off_policy import marginal, sequential
 from peira.evaluation.off_policy.weights import cumulative_log_weights, effective_sample_size
+from peira.runs.study import measured, partial, publish, rmse, rmse_ratio, root_mean_square, verdicts
 
 HORIZONS = (4, 8, 16, 32, 64, 128, 256)
 EPISODES, JUDGED_AT = 1_000, 64

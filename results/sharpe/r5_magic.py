@@ -19,12 +19,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from accuracy import measured, partial, publish, rmse, rmse_ratio, verdicts
 from worlds import Log, World, draw, model_fail, model_win
 
 from peira.evaluation.off_policy import intervals, sequential
 from peira.evaluation.off_policy.magic import REPLICATES, magic, simplex_minimum
 from peira.evaluation.off_policy.terms import Terms
+from peira.runs.study import measured, partial, publish, rmse, rmse_ratio, verdicts
 
 WORLDS = {"ModelWin": model_win, "ModelFail": model_fail}
 SIZES = (50, 100, 200, 500, 1_000, 2_000)

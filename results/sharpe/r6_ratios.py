@@ -34,7 +34,6 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import torch
-from accuracy import measured, partial, publish, rmse, rmse_difference, verdicts
 from r9_distribution import CANDIDATES, CONTROLLER, INVERSE_TEMPERATURE, STEPS, own_returns
 from scipy import special
 from worlds import FOLDS, World
@@ -49,6 +48,7 @@ from peira.evaluation.off_policy.ratios import RatioFit
 from peira.evaluation.off_policy.tabular import TabularModel
 from peira.evaluation.off_policy.transitions import TERMINATED, Transitions
 from peira.evaluation.off_policy.weights import Block, cumulative_log_weights, effective_sample_size
+from peira.runs.study import measured, partial, publish, rmse, rmse_difference, verdicts
 
 GAMMA = 0.99
 TOLERANCE = 1e-6

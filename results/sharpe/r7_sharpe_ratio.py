@@ -25,7 +25,6 @@ from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
-from accuracy import measured, partial, publish, verdicts
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tasks import TASKS, ControlTask, TableTask, deviation
@@ -34,6 +33,7 @@ from peira.evaluation.off_policy import portfolio
 from peira.evaluation.off_policy.evaluate import evaluate
 from peira.evaluation.off_policy.plots import COLOURS, INK, MARKERS, MUTED, save, styled
 from peira.evaluation.statistics import stratified_bootstrap_interval
+from peira.runs.study import measured, partial, publish, verdicts
 
 ESTIMATORS = ("dm", "wpdis", "wdr", "wmis", "wmdr")
 SMALL = 200

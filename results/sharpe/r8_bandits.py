@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from accuracy import measured, partial, publish, rmse, rmse_difference, root_mean_square, verdicts
 from worlds import (
     FOLDS,
     Bandit,
@@ -34,6 +33,7 @@ from peira.evaluation.off_policy import bandit, large_actions, slate
 from peira.evaluation.off_policy.continuous import kernel_log_ratio, reference_bandwidth
 from peira.evaluation.off_policy.terms import Terms
 from peira.evaluation.off_policy.tuning import accepted_in_order, half_width, slope
+from peira.runs.study import measured, partial, publish, rmse, rmse_difference, root_mean_square, verdicts
 
 FAMILIES = {
     "switch_dr": (bandit.switch_dr, "threshold"),

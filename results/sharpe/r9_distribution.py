@@ -20,7 +20,6 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
-from accuracy import publish, rmse, rmse_ratio, verdicts
 from scipy import special
 from worlds import World, draw, fixture_a
 
@@ -31,6 +30,7 @@ from peira.evaluation.off_policy.distribution import (
     tis_distribution,
 )
 from peira.evaluation.off_policy.weights import effective_sample_size
+from peira.runs.study import publish, rmse, rmse_ratio, verdicts
 
 SIZES = (625, 2_500, 10_000)
 LEVEL = 0.1

@@ -1,9 +1,9 @@
-"""How far estimates lie from the truth over many data sets, and the files that say so."""
+"""A study behind a claim: measured setting by setting, resumable, published beside its script."""
 
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +73,9 @@ def measured(path: Path, labels: Iterable[str], measure: Callable[[str], dict]) 
 
 
 def publish(script: Path, arguments: str, document: dict, page: Callable[[dict], str]) -> None:
-    """Writes the .json and the .md beside a script and prints the page; what was kept along the way is removed."""
+    """Write the .json and the .md beside a script of `results/` and print the page; what was kept so far is removed."""
     document = {
-        "command": f"python results/sharpe/{script.name}{arguments}",
+        "command": f"python results/{script.parent.name}/{script.name}{arguments}",
         **document,
         "versions": versions(),
         "machine": machine(),
@@ -93,6 +93,6 @@ def partial(script: Path) -> Path:
     return script.with_suffix(".partial.jsonl")
 
 
-def verdicts(accepted: dict[str, bool]) -> list[str]:
+def verdicts(accepted: Mapping[str, bool]) -> list[str]:
     """One line of Markdown for each acceptance figure."""
     return [f"- {what}: {'met' if met else 'not met'}" for what, met in accepted.items()]
