@@ -1,6 +1,7 @@
 """A study behind a claim: measured setting by setting, resumable, published beside its script."""
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -48,6 +49,18 @@ def rmse_ratio(errors: np.ndarray, baseline: np.ndarray) -> dict:
         resamples=RESAMPLES,
     )
     return {"ratio": found.estimate, "interval": found.interval}
+
+
+def trained(folder: Path, arguments: list[str]) -> dict:
+    """The summary of the run in this folder; there, `peira run` with these arguments unless it has begun or ended."""
+    if not (folder / "summary.json").exists():
+        order = [sys.executable, "-m", "peira", "run"]
+        if (folder / "config.yaml").exists():
+            order += ["--resume", str(folder)]
+        else:
+            order += [*arguments, "--out", str(folder)]
+        subprocess.run(order, check=True)
+    return json.loads((folder / "summary.json").read_text())
 
 
 def measured(path: Path, labels: Iterable[str], measure: Callable[[str], dict]) -> dict[str, dict]:

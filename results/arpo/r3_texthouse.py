@@ -16,10 +16,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from trained import trained
 
 from peira.evaluation.statistics import paired_difference
 from peira.runs.plots import read_metrics
+from peira.runs.study import trained
 from peira.versions import machine, versions
 
 HERE = Path(__file__).parent
