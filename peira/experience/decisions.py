@@ -121,6 +121,25 @@ class FeatureSchema:
                 ]
         return Choices(number, category, action, feature)
 
+    def check(self, choices: Choices) -> None:
+        """Raise ValueError unless the arrays are as wide as this schema, and their codes within it."""
+        for name, array, names in (
+            ("number", choices.number, self.numbers),
+            ("category", choices.category, self.categories),
+            ("feature", choices.feature, self.action_numbers),
+        ):
+            if array.shape[-1] != len(names):
+                raise ValueError(
+                    f"{name}: expected {len(names)} columns as in the schema, got {array.shape[-1]}"
+                )
+        if choices.action.max(initial=PADDING) >= len(self.actions):
+            raise ValueError(f"action: expected codes below {len(self.actions)}, got {choices.action.max()}")
+        for place, (name, known) in enumerate(self.categories.items()):
+            if choices.category[:, place].max(initial=UNKNOWN) > len(known):
+                raise ValueError(
+                    f"category {name!r}: expected codes up to {len(known)}, the number of its values"
+                )
+
 
 def _number(features: Mapping[str, Any], name: str, of: str) -> float:
     value = features.get(name)
@@ -178,7 +197,8 @@ class Choices:
         if not (inside := found.any(1)).all():
             row = int(np.argmin(inside))
             raise ValueError(f"action: {action[row]} of row {row} is not among its eligible actions")
-        return found.argmax(1)
+        # Without any row there is no column either, and no first one among them.
+        return found.argmax(1) if len(found) else np.zeros(0, np.int64)
 
     @staticmethod
     def concatenate(parts: Sequence[Choices]) -> Choices:

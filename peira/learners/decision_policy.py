@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from peira.experience.decision_records import draw_column
 from peira.experience.decisions import Choices
 from peira.experience.disk import sync
 from peira.learners import explorers
@@ -242,7 +243,7 @@ class DecisionPolicy:
         number = generator.random(len(choices))
         pmf, members = self._pmf(choices)
         pmf[in_slice] = explorers.uniform(choices.eligible[in_slice])
-        column = explorers.draw(pmf, number)
+        column = draw_column(pmf, number)
         return Decided(column, pmf, pmf[np.arange(len(column)), column], in_slice, members)
 
     def _pmf(self, choices: Choices) -> tuple[Cells, int | None]:

@@ -221,23 +221,6 @@ def project_floor(pmf: Cells, eligible: Mask, floor: float) -> Cells:
     return _complete(np.where(eligible, np.maximum(pmf - np.take_along_axis(tau, last, 1), least), 0.0))
 
 
-def draw(pmf: Cells, uniform: Float[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
-    """The column that a number in [0, 1) picks from each row's cumulative sums; never one of probability 0.
-
-    A number beyond a last sum that rounding left under 1 picks the last action that has probability. Raises ValueError
-    for a number outside [0, 1), a negative probability, and a row that does not sum to 1 within 1e-9.
-    """
-    if (bad := ~((uniform >= 0) & (uniform < 1))).any():
-        raise ValueError(f"uniform: expected numbers in [0, 1), got {uniform[bad][0]} in row {bad.argmax()}")
-    sums = np.cumsum(pmf, axis=1)
-    if (bad := ~(np.abs(sums[:, -1] - 1) <= 1e-9) | (pmf < 0).any(1)).any():
-        row = int(bad.argmax())
-        raise ValueError(f"pmf: expected probabilities that sum to 1, got {pmf[row].tolist()} in row {row}")
-    beyond = sums > uniform[:, None]
-    last = pmf.shape[1] - 1 - (pmf[:, ::-1] > 0).argmax(1)
-    return np.where(beyond[:, -1], beyond.argmax(1), last)
-
-
 def vw_gamma(labelled: int, scale: float = 10.0, exponent: float = 0.5) -> float:
     """γ = scale·t^exponent, t = `labelled` rows learned from, not decisions made. ValueError for t < 0.
 

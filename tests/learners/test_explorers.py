@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from peira.learners.explorers import (
-    draw,
     epsilon_greedy,
     falcon_epochs,
     falcon_gamma,
@@ -255,34 +254,6 @@ def test_floors_count_the_eligible_actions():
         )
         np.testing.assert_allclose(floored(pmf, eligible, 0.0), pmf, rtol=1e-15)
         np.testing.assert_allclose(floored(pmf, eligible, 1.0), uniform(eligible), rtol=1e-15)
-
-
-def test_draws_have_the_frequencies_of_the_pmf():
-    pmf = np.tile([0.0, 0.2, 0.0, 0.5, 0.3, 0.0], (200_000, 1))
-    column = draw(pmf, np.random.default_rng(0).random(len(pmf)))
-    frequency = np.bincount(column, minlength=6) / len(pmf)
-    assert (frequency[pmf[0] == 0] == 0).all()
-    assert (abs(frequency - pmf[0]) <= 4 * np.sqrt(pmf[0] * (1 - pmf[0]) / len(pmf))).all()
-
-
-def test_draws_at_the_borders_never_pick_what_has_no_probability():
-    below_one = np.nextafter(1, 0)
-    thirds = np.array([0.0, 1 / 3, 1 / 3, 1 / 3 - 1e-12, 0.0])
-    pmf = np.array([[0, 0.5, 0.5, 0, 0], [0, 0.5, 0.5, 0, 0], thirds, thirds])
-    column = draw(pmf, np.array([0.0, 0.5, below_one, 0.0]))
-    np.testing.assert_array_equal(column, [1, 2, 3, 1])
-
-
-@pytest.mark.parametrize("number", [-0.1, 1.0, np.nan])
-def test_a_number_that_is_no_share_is_refused(number):
-    with pytest.raises(ValueError, match=r"uniform: expected numbers in \[0, 1\).* in row 1"):
-        draw(np.array([[1.0], [1.0]]), np.array([0.5, number]))
-
-
-@pytest.mark.parametrize("row", [[0.5, 0.4], [1.5, -0.5], [np.nan, 1.0]])
-def test_a_pmf_that_is_none_is_refused(row):
-    with pytest.raises(ValueError, match=r"pmf: expected probabilities that sum to 1.* in row 1"):
-        draw(np.array([[0.5, 0.5], row]), np.array([0.5, 0.5]))
 
 
 @pytest.mark.parametrize(
