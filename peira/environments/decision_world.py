@@ -74,6 +74,15 @@ def regret(
 CLASSIFICATION = re.compile(r"classification-(\d+)(?:-noise-(\d+))?(?:-imbalance-(\d+))?")
 
 
+def is_decision_world(env: str) -> bool:
+    """Whether `make_decision_world` knows this name."""
+    # These modules import this one.
+    from peira.environments.payment import WORLDS
+    from peira.environments.supervised_bandit import DATASETS
+
+    return env in WORLDS or env in DATASETS or CLASSIFICATION.fullmatch(env) is not None
+
+
 def make_decision_world(env: str, seed: int) -> DecisionWorld:
     """The world of this name. `seed` chooses the world itself, not a run in it: runs in one world differ by the
     generator that they hand to its methods.
@@ -86,7 +95,6 @@ def make_decision_world(env: str, seed: int) -> DecisionWorld:
 
     Raises ValueError, with the nearest name, when there is none such, and where scikit-learn is missing.
     """
-    # These modules import this one.
     from peira.environments.payment import WORLDS, PaymentWorld
     from peira.environments.supervised_bandit import DATASETS, SupervisedWorld
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +15,16 @@ from peira.policies.actor_critic import ActorCritic, CategoricalActorCritic, Gau
 
 if TYPE_CHECKING:
     from peira.policies.lm.model import LanguagePolicy
+
+
+@runtime_checkable
+class SavesItself(Protocol):
+    """A policy with a format of its own, and a hash of what decides."""
+
+    def save(self, folder: Path) -> None: ...
+
+    def content_hash(self) -> str: ...
+
 
 CLASSES = {kind.__name__: kind for kind in (GaussianActorCritic, CategoricalActorCritic)}
 
@@ -28,8 +38,8 @@ def tensors_of(policy: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def save_policy(policy: ActorCritic | LanguagePolicy, folder: Path) -> None:
-    """Write the policy to `folder`, which is made if need be; a language model in the format of `transformers`."""
+def save_policy(policy: ActorCritic | LanguagePolicy | SavesItself, folder: Path) -> None:
+    """Write the policy to `folder`, which is made if need be; one that is no actor-critic in a format of its own."""
     if not isinstance(policy, ActorCritic):
         policy.save(folder)
         return
@@ -60,8 +70,13 @@ def load_policy(folder: str | Path) -> ActorCritic:
     return policy
 
 
-def policy_hash(policy: nn.Module) -> str:
-    """SHA-256 over names and bytes of all tensors: equal exactly when two policies are equal bit for bit."""
+def policy_hash(policy: nn.Module | SavesItself) -> str:
+    """SHA-256 over names and bytes of all tensors: equal exactly when two policies are equal bit for bit.
+
+    A policy that is no module has a `content_hash` of its own.
+    """
+    if not isinstance(policy, nn.Module):
+        return policy.content_hash()
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors_of(policy).items()):
         digest.update(name.encode())

@@ -18,7 +18,7 @@ class Recipe:
     source: str
     module: str
     preset_name: str = "preset"
-    world: Literal["control", "text"] = "control"
+    world: Literal["control", "text", "decisions"] = "control"
 
     @property
     def config(self) -> type:
@@ -51,6 +51,13 @@ RECIPES = {
         Recipe("grpo", "group-relative policy gradients for text", "Shao et al. 2024", "grpo", world="text"),
         Recipe(
             "arpo", "replay a success where a whole group failed", "arXiv 2505.16282", "arpo", world="text"
+        ),
+        Recipe(
+            "bandit",
+            "explore by inverse gaps, retrain on short memory, watch generations decay",
+            "arXiv 2412.00569",
+            "bandit",
+            world="decisions",
         ),
     )
 }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from peira.evaluation.sampling_error import fitted_parameters, sampling_error
 from peira.experience.batch import SOURCE_CODES, Batch
+from peira.experience.decisions import LoggedDecisions
 from peira.experience.schema import Source
 from peira.policies.actor_critic import ActorCritic
 
@@ -30,6 +32,30 @@ def effective_sample_size(log_weight: Float[Tensor, " rows"]) -> float:
     return (weight.sum().square() / (len(weight) * weight.square().sum())).item()
 
 
+def kl_behaviour_target(log_ratio: Float[Tensor, " rows"]) -> float:
+    """E[(r − 1) − log r], r = π/behaviour: an estimate of KL(behaviour ‖ π) in nats; log r is kept within ±20."""
+    bounded = log_ratio.clamp(-20.0, 20.0)
+    return (bounded.expm1() - bounded).mean().item()
+
+
+def decision_columns(
+    target_prob: Float[np.ndarray, " rows"], rows: LoggedDecisions, generation: int, replayed: int
+) -> dict[str, float]:
+    """How on-policy logged decisions are for a candidate that is to be the given generation.
+
+    `target_prob` is its probability of each logged action; `replayed` is how many of the rows an earlier generation was
+    trained on. The columns are those of `on_policy_columns`.
+    """
+    log_ratio = torch.from_numpy(np.log(np.maximum(target_prob, 1e-300) / rows.propensity))
+    return {
+        "staleness": float((generation - 1 - rows.generation).mean()),
+        "effective_sample_size": effective_sample_size(log_ratio),
+        "kl_behaviour_target": kl_behaviour_target(log_ratio),
+        "share_real": 1 - replayed / len(rows),
+        "share_replayed": replayed / len(rows),
+    }
+
+
 def on_policy_columns(policy: ActorCritic, batch: Batch) -> dict[str, float]:
     """How near a batch is to what `policy` would gather itself, before the policy learns from it.
 
@@ -41,13 +67,12 @@ def on_policy_columns(policy: ActorCritic, batch: Batch) -> dict[str, float]:
     """
     with torch.no_grad():
         log_ratio = (policy.log_prob(batch.observation, batch.action) - batch.behaviour_log_prob).flatten()
-    bounded = log_ratio.clamp(-20.0, 20.0)
     age = (policy.version - batch.policy_version).float()
     source = torch.where(age > 0, SOURCE_CODES[Source.REPLAYED], batch.source)
     columns = {
         "staleness": age.mean().item(),
         "effective_sample_size": effective_sample_size(log_ratio),
-        "kl_behaviour_target": (bounded.expm1() - bounded).mean().item(),
+        "kl_behaviour_target": kl_behaviour_target(log_ratio),
     }
     for name, code in SOURCE_CODES.items():
         share = (source == code).float().mean().item()

@@ -25,6 +25,8 @@ from torch.utils.tensorboard import SummaryWriter
 from peira.evaluation.episodes import Evaluation
 from peira.experience.assemble import EpisodeAssembler
 from peira.experience.batch import Batch
+from peira.experience.decision_steps import SCHEMA_FILE, decisions_to_steps, write_schema
+from peira.experience.decisions import FeatureSchema, LoggedDecisions
 from peira.experience.dialogue import TextEpisode, total_steps
 from peira.experience.disk import write_whole
 from peira.experience.episode import episode_ids, episodes_to_table
@@ -75,6 +77,7 @@ class Run:
         self._episodes = 0
         self._state: dict | None = None
         self._checkpointed: int | None = None
+        self._remarks: list[str] = []
         self._resumed = resumed
         self._lock = _lock(folder)
         about = yaml.safe_load((folder / "config.yaml").read_text())
@@ -202,6 +205,31 @@ class Run:
                 episodes_to_table([episode.to_episode(self.policy_id) for episode in acted])
             )
 
+    def gathered_decisions(self, number: int) -> None:
+        """Book decisions just made; they are handed to the store when their outcomes are known."""
+        self.costs["real_steps"] += number
+        self._row.update(self.costs)
+
+    def keep_decisions(self, rows: LoggedDecisions, schema: FeatureSchema) -> None:
+        """Hand decisions with their outcomes to the store, each an episode of one step."""
+        ids = self.episode_ids(len(rows))
+        if self.config.store:
+            if not (self.folder / SCHEMA_FILE).exists():
+                write_schema(self.folder, schema)
+            steps = decisions_to_steps(
+                rows,
+                schema,
+                event_ids=ids,
+                policy_id=self.policy_id,
+                source="real",
+                started_ms=self._started_ms,
+            )
+            self._keep_experience(steps)
+
+    def remark(self, lines: list[str]) -> None:
+        """What people should read beside the score: `remarks` of the summary."""
+        self._remarks = lines
+
     def episode_ids(self, number: int) -> list[str]:
         """Names for the next `number` episodes: the same in a resumed run as in one that was never stopped."""
         first = self._episodes
@@ -280,7 +308,8 @@ class Run:
     def finish(self, policy: ActorCritic) -> dict[str, Any]:
         """Save the policy, the curve and `summary.json`, and return the summary."""
         self.close()
-        policy.id = self.policy_id
+        if policy.id != self.policy_id:
+            policy.id = self.policy_id
         save_policy(policy, self.folder / "policy")
         interval = self.evaluation.interval()
         summary = {
@@ -296,6 +325,7 @@ class Run:
                 "wall_seconds": round(self.wall_seconds, 3),
                 **{name: float(np.mean(values)) for name, values in self._means.items()},
             },
+            **({"remarks": self._remarks} if self._remarks else {}),
             "policy_hash": policy_hash(policy),
             "run_id": self.id,
             "out": str(self.folder),
@@ -457,7 +487,7 @@ class _Progress:
     def show(self, row: dict[str, float]) -> None:
         run = self._run
         if "evaluation_return" in row:
-            self._score = f"{row['evaluation_return']:.1f}"
+            self._score = f"{row['evaluation_return']:.4g}"
         if self._bar is not None:
             self._bar.update(self._task, completed=min(run.real_steps, run.steps), score=self._score)
         elif time.monotonic() - self._said >= SECONDS_BETWEEN_LINES or run.is_over:
