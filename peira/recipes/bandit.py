@@ -280,11 +280,8 @@ def fit(
     if config.calibration != "none":
         held_out = np.arange(len(rows)) % 5 == 0
     train = rows.take(~held_out)
-    weights = train.weight
-    if config.importance_cap is not None:
-        capped = importance_weights(train.propensity, config.importance_cap)
-        weights = capped if weights is None else weights * capped
-    oracle.fit(train, weights)
+    cap = config.importance_cap
+    oracle.fit(train, None if cap is None else importance_weights(train.propensity, cap))
     return oracle.calibrate(rows.take(held_out), config.calibration) if held_out.any() else oracle
 
 

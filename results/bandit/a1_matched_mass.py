@@ -24,6 +24,8 @@ from peira.policies.oracles.make import make_oracle
 from peira.runs.study import measured, partial, publish, verdicts
 
 ROWS = 40_000
+FIRST_WORLD = 100
+"""Lower numbers served to choose the oracles' defaults."""
 EPSILONS = (0.05, 0.1, 0.2)
 # One family of distributions a method: the greater the number, the less is explored.
 METHODS = {
@@ -155,11 +157,11 @@ def page(document: dict) -> str:
 
 
 READING = """\
-SquareCB gives up 0.29 to 0.44 of what uniform exploration costs, the published regime (0.23 to 0.30) at the smaller
+SquareCB gives up 0.30 to 0.44 of what uniform exploration costs, the published regime (0.23 to 0.30) at the smaller
 shares and above it at the largest. FastCB misses its figure at ε = 0.2 by a little. It explores in proportion to the
 loss of the best action, so that at equal traffic more of it falls on the payments that fail often anyway, and there the
 gaps between actions, which the logistic function stretches, are wider. At the same traffic softmax is far cheaper than
-both, and pays with probabilities of 10⁻⁵⁶ and less: such a log cannot judge any other policy. The specification's
+both, and pays with probabilities of 10⁻⁹⁵ and less: such a log cannot judge any other policy. The specification's
 simulation has 3 to 8 eligible actions; the rules that it states give 2, 4 or 8, which is what is used here."""
 
 
@@ -170,7 +172,7 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, default=10)
     worlds = parser.parse_args().worlds
     script = Path(__file__)
-    found = measured(partial(script), [str(seed) for seed in range(worlds)], measure)
+    found = measured(partial(script), [str(FIRST_WORLD + place) for place in range(worlds)], measure)
     table = report(found)
     document = {
         "worlds": worlds,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from a1_matched_mass import ROWS, uniform_log
+from a1_matched_mass import FIRST_WORLD, ROWS, uniform_log
 
 from peira.environments.payment import PaymentWorld
 from peira.evaluation.decisions import cross_fitted_reward, gate, judged, values_of
@@ -278,8 +278,8 @@ def main() -> None:
             return promotion(int(seed), CANDIDATES // parts)
         return never_logged(int(seed))
 
-    labels = [f"estimation {seed}" for seed in range(options.worlds)]
-    labels += [f"promotion {part}" for part in range(parts)] + ["never 0"]
+    labels = [f"estimation {FIRST_WORLD + place}" for place in range(options.worlds)]
+    labels += [f"promotion {part}" for part in range(parts)] + [f"never {FIRST_WORLD}"]
     of = report(measured(partial(script), labels, measure))
     document = {"report": of, "accepted": accepted(of), "reading": READING}
     publish(script, f" --worlds {options.worlds} --repeats {options.repeats}", document, page)
