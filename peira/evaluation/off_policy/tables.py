@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int
 
 from peira.experience.exchange import FORMATS, format_of, read_batches
-from peira.experience.store import DIRECTORY, Store
+from peira.experience.store import DIRECTORY, Store, StoreError
 
 Progress = Callable[[int, int | None], None]
 """Called with the rows read so far and the number of all rows, None where the file does not say."""
@@ -256,7 +256,10 @@ def _batches(name: str, format: str, fields: Fields) -> Iterator[pa.Table]:
         return fields.field_of(column) is not None
 
     if format == "lance":
-        store = Store.open(name)
+        try:
+            store = Store.open(name)
+        except StoreError as missing:
+            raise ValueError(f"path: {missing}") from missing
         # What nothing was ever appended to has no columns yet.
         kept = [column for column in store.schema.names if keep(column)] if len(store) else []
         yield from (pa.Table.from_batches([batch]) for batch in (store.batches(kept) if kept else ()))

@@ -776,6 +776,12 @@ def test_files_that_are_not_what_they_say(tmp_path, monkeypatch):
         read_log(tmp_path / "log.xyz", format="arff")
 
 
+def test_a_lance_folder_without_a_store_is_bad_input(tmp_path):
+    (tmp_path / "empty.lance").mkdir()
+    with pytest.raises(ValueError, match=r"^path: .*empty.lance: no store here; give a folder that holds "):
+        read_log(tmp_path / "empty.lance")
+
+
 def test_large_weights_of_memory_are_not_held(tmp_path):
     """Reading keeps a few numbers a row: no Python object, no copy of the observations that are not wanted."""
     rows = 200_000
