@@ -1,4 +1,4 @@
-"""The command line: `peira recipes | run | compare | evaluate | store`.
+"""The command line: `peira recipes | run | compare | evaluate | store | serve`.
 
 Exit status: 0 done, 2 bad usage or bad input (one line says which field, what came, what to do), 130 after
 Ctrl-C with a checkpoint written, 1 anything else. With `--json` the result is one JSON object on stdout; all
@@ -12,6 +12,7 @@ import difflib
 import inspect
 import json
 import math
+import re
 import shlex
 import sys
 import time
@@ -26,7 +27,7 @@ from rich.table import Table
 
 from peira import recipes
 
-COMMANDS = ("recipes", "run", "compare", "evaluate", "store")
+COMMANDS = ("recipes", "run", "compare", "evaluate", "store", "serve")
 HELP_FLAGS = ("-h", "--help")
 HELP = """\
 usage: peira COMMAND …
@@ -39,12 +40,14 @@ Learn policies from experience of any origin.
   peira compare RECIPE RECIPE …          several recipes on equal budgets of real steps
   peira evaluate LOG --candidates …      what policies that did not run are worth, from a log of one that did
   peira store ACTION PATH                show, stats, verify, compact, import or export stored experience
+  peira serve DIR                        make decisions over HTTP, and log them so that policies can learn from them
 
 examples:
   peira run props --env Hopper-v5 --steps 200000 --seed 0 --out runs/a
   peira compare props ppo --env Hopper-v5 --steps 100000 --seeds 3 --out runs/hopper
   peira evaluate log.parquet --candidates a.parquet b.parquet --gamma 0.99 --out runs/evaluation
   peira store stats runs/a/experience.lance
+  peira serve runs/service --demo
 
 Results are for people; with --json they are one JSON object on stdout, and all else goes to stderr.
 Exit status: 0 done, 2 bad usage or bad input, 130 after Ctrl-C with a checkpoint written, 1 anything else.
@@ -155,7 +158,8 @@ class RunOptions:
 class CompareOptions:
     """Run several recipes on the same environment, seeds and budget of real steps, and compare the results.
 
-    Any setting of a recipe may follow: --FIELD for every recipe that has it, --RECIPE.FIELD for one. Finished
+    Any setting of a recipe may follow: --FIELD for every recipe that has it, --RECIPE.FIELD for one. NAME=RECIPE
+    names an arm, so that one recipe can be compared with itself under other settings (--NAME.FIELD). Finished
     runs in --out are reused and stopped ones resumed: the same command goes on, and more --seeds add to it.
 
     example: peira compare props ppo --env Hopper-v5 --steps 100000 --seeds 3 --props.retained 3
@@ -211,7 +215,7 @@ def run_command(arguments: list[str]) -> None:
         return
     interval = summary["score_interval"]
     log.print(
-        f"score {summary['score']:.1f}{' [{:.1f}, {:.1f}]'.format(*interval) if interval else ''} over "
+        f"score {summary['score']:.4g}{' [{:.4g}, {:.4g}]'.format(*interval) if interval else ''} over "
         f"{summary['score_episodes']} fresh episodes, {summary['ledger']['real_steps']:,} real steps, "
         f"{summary['ledger']['wall_seconds']:.0f} s\n"
         f"{summary['out']}: summary.json, metrics.jsonl, curve.png, policy/, experience.lance",
@@ -219,6 +223,8 @@ def run_command(arguments: list[str]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    for line in summary.get("remarks", []):
+        log.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _help_for_run(names: list[str], arguments: list[str]) -> None:
@@ -314,11 +320,7 @@ def compare_command(arguments: list[str]) -> None:
         _print_help(CompareOptions(), "peira compare RECIPE RECIPE …")
         return
     names, rest = _leading(arguments)
-    if len(set(names)) < 2:
-        raise ValueError(
-            f"recipes: name at least two different ones right after `peira compare`, got {len(set(names))}"
-        )
-    recipe_of = {name: recipes.find(name) for name in names}
+    recipe_of = _arms(names)
     own, arms = _sort_settings(rest, recipe_of)
     options = CompareOptions(**_read(own, _kinds(CompareOptions)))
     for name, recipe in recipe_of.items():
@@ -337,6 +339,7 @@ def compare_command(arguments: list[str]) -> None:
             out=out,
             jobs=options.jobs,
             first_seed=options.first_seed,
+            recipe_of={name: recipe.name for name, recipe in recipe_of.items()},
             console=log,
         )
     except KeyboardInterrupt as fault:
@@ -349,6 +352,25 @@ def compare_command(arguments: list[str]) -> None:
     log.print(
         f"{out}: compare.json, compare.md, compare.png, runs/", markup=False, highlight=False, soft_wrap=True
     )
+
+
+def _arms(words: list[str]) -> dict[str, recipes.Recipe]:
+    """RECIPE, or NAME=RECIPE for the same recipe with other settings, as typed after `peira compare`."""
+    found: dict[str, recipes.Recipe] = {}
+    for word in words:
+        name, named, recipe = word.partition("=")
+        if named and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            raise ValueError(
+                f"recipes: expected NAME=RECIPE with a name of letters, digits, - and _, got {word!r}"
+            )
+        if name in found:
+            raise ValueError(f"recipes: {name!r} comes twice; tell them apart as NAME={recipe or name}")
+        found[name] = recipes.find(recipe if named else name)
+    if len(found) < 2:
+        raise ValueError(
+            f"recipes: name at least two different ones right after `peira compare`, got {len(found)}"
+        )
+    return found
 
 
 def _sort_settings(
@@ -461,7 +483,7 @@ def _config(recipe: recipes.Recipe, given: dict[str, Any]) -> Any:
 def _check_compiler(config: Any) -> None:
     from peira.policies.compiled import can_compile
 
-    if config.compiled and not can_compile():
+    if getattr(config, "compiled", False) and not can_compile():
         raise ValueError(
             "compiled: there is no C++ compiler (g++ or clang++) here; install one or add --no-compiled"
         )
@@ -472,6 +494,11 @@ def _check_environment(recipe: recipes.Recipe, id: str) -> None:
     from peira.environments.control import make_control
     from peira.environments.text import is_text, make_text
 
+    if recipe.world == "decisions":
+        from peira.recipes.bandit import make_world
+
+        make_world(id, 0)
+        return
     if is_text(id) and recipe.world != "text":
         texts = ", ".join(entry.name for entry in recipes.RECIPES.values() if entry.world == "text")
         raise ValueError(f"env: {id!r} is a text world, which {recipe.name!r} does not act in; {texts} do")
@@ -510,6 +537,25 @@ def _flat() -> Any:
     import tyro
 
     return tyro.conf.arg(name="")
+
+
+def serve_command(arguments: list[str]) -> None:
+    from peira.serving.options import Options
+
+    if _asks_for_help(arguments):
+        _print_help(Options(), "peira serve DIR")
+        return
+    folders, flags = _leading(arguments)
+    if len(folders) != 1:
+        raise ValueError(
+            f"serve: expected one folder right after `peira serve`, got {len(folders) or 'none'}"
+        )
+    options = Options(**_read(flags, _kinds(Options)))
+    try:
+        from peira.serving.command import serve
+    except ModuleNotFoundError as missing:
+        raise ValueError(f"serve: needs {missing.name}: pip install 'peira[serving]'") from missing
+    serve(Path(folders[0]), options, log)
 
 
 def _leading(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -62,7 +62,7 @@ RECIPES = "ppo, props, ppo-buffer, ros, sft, grpo, arpo"
 LINES = {
     # The words after `peira`, and the line.
     "prun": "command: there is no 'prun'; did you mean 'run'?",
-    "fly": "command: there is no 'fly'; there are recipes, run, compare, evaluate, store",
+    "fly": "command: there is no 'fly'; there are recipes, run, compare, evaluate, store, serve",
     # Recipes.
     "run": f"recipe: name one right after `peira run`; there are {RECIPES}",
     "run --seed 1 props": f"recipe: name one right after `peira run`; there are {RECIPES}",
@@ -124,6 +124,10 @@ LINES = {
     "run --resume FINISHED --steps many": "--steps: expected a whole number, got 'many'",
     # Comparisons.
     "compare props": "recipes: name at least two different ones right after `peira compare`, got 1",
+    "compare props props": "recipes: 'props' comes twice; tell them apart as NAME=props",
+    "compare a=props a=ppo": "recipes: 'a' comes twice; tell them apart as NAME=ppo",
+    "compare a/b=props ppo": "recipes: expected NAME=RECIPE with a name of letters, digits, - and _, got 'a/b=props'",
+    "compare a=props b=props --c.retained 2": "--c.retained: there is no such field; did you mean '--retained'?",
     "compare props prop": "recipe: there is no 'prop'; did you mean 'props'?",
     "compare props ppo --seeds 0": "seeds: expected at least 1, got 0",
     "compare props ppo --env Hoper-v5": "env: there is no environment 'Hoper-v5'; did you mean 'Hopper-v5'?",
