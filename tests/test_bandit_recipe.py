@@ -12,18 +12,7 @@ from peira.evaluation.off_policy.log import read_log
 from peira.experience.decision_formats import read_decisions
 from peira.learners.decision_policy import load_policy
 
-SMALL = [
-    "bandit",
-    "--env",
-    "payment",
-    "--period",
-    "500",
-    "--steps",
-    "2000",
-    "--oracle",
-    "ridge",
-    "--attribution-window",
-]
+SMALL = ["bandit", "--env", "payment", "--period", "500", "--steps", "2000", "--oracle", "ridge"]
 SMALL += ["--attribution-window", "100", "--evaluation-episodes", "200"]
 
 
@@ -125,17 +114,31 @@ def test_a_data_set_is_judged_before_it_is_learned_from(commands):
     assert rewards[:100].mean() < 0.3 < summary["score"]  # The first period is uniform over ten digits.
 
 
-def test_a_log_is_replayed_by_rejection(commands, ran):
-    folder, log = commands.folder / "replayed", ran[0]
+def from_the_log(commands, log, folder, *more):
     ended = commands.run(
         *["run", "bandit", "--env", log, "--steps", "1500", "--period", "500", "--explorer", "epsilon"],
-        *["--epsilon", "0.5", "--oracle", "ridge", "--out", folder, "--json"],
+        *["--epsilon", "0.5", "--oracle", "ridge", "--out", folder, "--json", *more],
     )
     assert ended.status == 0, ended.stderr
-    summary = json.loads(ended.stdout)
-    assert 10 < summary["score_episodes"] < 1500
-    rows, _ = read_decisions(folder)
-    assert len(rows) == summary["score_episodes"]
+    return json.loads(ended.stdout), read_decisions(folder)[0]
+
+
+def test_a_log_is_learned_from_whole(commands, ran):
+    summary, rows = from_the_log(commands, ran[0], commands.folder / "learned")
+    assert len(rows) == summary["score_episodes"] == 1500
+    log = read_decisions(ran[0])[0].take(slice(0, 1500))
+    np.testing.assert_allclose(rows.propensity, log.propensity)
+    np.testing.assert_array_equal(rows.reward, log.reward)
+    # The score is an estimate for policies that did not draw these rows, near what such policies earn.
+    assert 0.7 < summary["score"] < 0.95
+    assert summary["score"] != pytest.approx(log.reward.mean(), abs=1e-6)
+    assert metrics(commands.folder / "learned")[-1]["share_logged"] == pytest.approx(1 / 3)
+
+
+def test_a_log_is_replayed_by_rejection(commands, ran):
+    summary, rows = from_the_log(commands, ran[0], commands.folder / "replayed", "--from-log", "replay")
+    assert 10 < len(rows) == summary["score_episodes"] < 1500
+    assert summary["score"] == pytest.approx(rows.reward.mean())
 
 
 @pytest.mark.parametrize(

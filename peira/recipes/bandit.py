@@ -104,6 +104,8 @@ class Config:
     """H: decisions that an outcome may take; later ones count as the default reward. 0 where they come at once."""
     default_reward: float = 0.0
     """Reward of a decision without an outcome within H."""
+    from_log: Literal["learn", "replay"] = "learn"
+    """Of a log: learn from all rows, or from those that the policy would have decided alike, as if it had run."""
     evaluations: int = 100
     """Evaluations over the budget, at most one a period."""
     evaluation_episodes: int = 10_000
@@ -236,24 +238,32 @@ def make_world(env: str, seed: int) -> DecisionWorld | LoggedStream:
 
 
 def decide(
-    world: DecisionWorld | LoggedStream, policy: DecisionPolicy, rows: int, at: int, rng: np.random.Generator
+    config: Config,
+    world: DecisionWorld | LoggedStream,
+    policy: DecisionPolicy,
+    rows: int,
+    at: int,
+    rng: np.random.Generator,
 ) -> tuple[LoggedDecisions, np.ndarray]:
     """Serve a period: rows as they are logged, and the delay of each outcome, in decisions.
 
-    A log is replayed: of its rows those come back that the policy would have decided alike (rejection sampling, with
-    the greatest acceptance that this period's probabilities allow).
+    Rows of a log are taken as they are; or, replayed, those that the policy would have decided alike (rejection
+    sampling, with the greatest acceptance that this period's probabilities allow).
     """
     if isinstance(world, LoggedStream):
         offered = world.rows.take(slice(at, at + rows))
+        offered = replace(
+            offered, time=np.full(len(offered), float(at)), generation=np.zeros(len(offered), np.int64)
+        )
+        if config.from_log == "learn":
+            return offered, np.zeros(len(offered))
         pmf = policy.pmf(offered.choices)
         # What was drawn may not decide who is accepted: without the log's pmf only a rate for any policy will do.
         known = offered.pmf is not None
         rate = largest_acceptance(offered, pmf) if known else world.safe_acceptance
         replayed = world.accept(pmf, rng, at, rate).rows
-        version = np.full(len(replayed), policy.version)
-        return replace(replayed, generation=version, time=np.full(len(replayed), float(at))), np.zeros(
-            len(replayed)
-        )
+        version, time = np.full(len(replayed), policy.version), np.full(len(replayed), float(at))
+        return replace(replayed, generation=version, time=time), np.zeros(len(replayed))
     choices = world.contexts(rows, rng, at)
     decided = policy.decide(choices, rng)
     reward, delay = world.outcomes(choices, decided.column, rng, at)
@@ -317,7 +327,8 @@ def succeed(
         columns["flip_rate"] = flip_rate(before, oracle.predict(matured.choices))
     probability = candidate.pmf(rows.choices)[np.arange(len(rows)), rows.column]
     replayed = len(rows) - len(newest)
-    run.book(decision_columns(probability, rows, generation, replayed), replayed_steps=replayed)
+    source = "logged" if isinstance(world, LoggedStream) else "real"
+    run.book(decision_columns(probability, rows, generation, replayed, source), replayed_steps=replayed)
     deployed = True
     if config.gate == "on":
         said = gate(
@@ -340,14 +351,21 @@ def succeed(
     return candidate if deployed else policy
 
 
+def worth(policy: DecisionPolicy, rows: LoggedDecisions) -> np.ndarray:
+    """w r / mean(w), w = π/p: what rows of another policy would have paid this one; their mean is SNIPS' estimate."""
+    weight = policy.pmf(rows.choices)[np.arange(len(rows)), rows.column] / rows.propensity
+    return rows.reward * weight / max(weight.mean(), 1e-300)
+
+
 def judge(
     config: Config, run: Run, world: DecisionWorld | LoggedStream, policy: DecisionPolicy, memory: Memory
 ) -> dict[str, float]:
     """Book what the policy earns on fresh decisions, as it is deployed; more columns where the world knows its truth.
 
-    A data set or a log has no fresh decisions: its score is progressive, the mean of what all decisions so far were
-    paid before anyone learned from them. Of a simulator: value, E[Σ_a π f*]; value_greedy; regret against the best
-    eligible action; model_error, the root mean square of f̂ − f* over all eligible actions.
+    A data set or a log has no fresh decisions: its score is progressive, the mean of what all decisions so far paid (an
+    off-policy estimate where another policy drew them) before anyone learned from them. Of a simulator: value,
+    E[Σ_a π f*]; value_greedy; regret against the best eligible action; model_error, the root mean square of f̂ − f*
+    over all eligible actions.
     """
     if not run.evaluation_due:
         return {}
@@ -356,7 +374,7 @@ def judge(
         run.evaluated(Evaluation(paid, np.zeros(len(paid), np.int64)))
         return {"value": float(paid[-config.period :].mean())}
     at, rng = run.real_steps, np.random.default_rng(run.evaluation_seed)
-    fresh, _ = decide(world, policy, config.evaluation_episodes, at, rng)
+    fresh, _ = decide(config, world, policy, config.evaluation_episodes, at, rng)
     run.evaluated(Evaluation(fresh.reward, np.ones(len(fresh), np.int64)))
     expected = world.expected_reward(fresh.choices, at)
     value = np.nansum(fresh.pmf * expected, 1)
@@ -373,20 +391,23 @@ def run(config: Config, run: Run) -> DecisionPolicy:
     world = make_world(config.env, run.derived_seed("world"))
     if isinstance(world, Sized) and len(world) < config.steps:
         raise ValueError(f"steps: {config.env} holds {len(world)} decisions, got {config.steps}")
+    is_log = isinstance(world, LoggedStream)
     policy = Deployed(DecisionPolicy(None, config.explores_by(), id=run.policy_id, version=0))
     memory = Memory(config.window)
     run.keep(policy=policy, memory=memory)
 
     for generation in run.iterations(config.period):
         at, rng = run.real_steps, np.random.default_rng(run.derived_seed(f"decisions {generation}"))
-        rows, delay = decide(world, policy.now, config.period, at, rng)
+        rows, delay = decide(config, world, policy.now, config.period, at, rng)
         run.gathered_decisions(config.period)
-        memory.paid += rows.reward.tolist() if isinstance(world, Sized) else []
+        if isinstance(world, Sized):
+            drawn_by_others = is_log and config.from_log == "learn"
+            memory.paid += (worth(policy.now, rows) if drawn_by_others else rows.reward).tolist()
         matured = memory.add(
             rows, delay, at + config.period, config.attribution_window, config.default_reward
         )
         if len(matured):
-            run.keep_decisions(matured, world.schema)
+            run.keep_decisions(matured, world.schema, source="logged" if is_log else "real")
             policy.now = succeed(config, run, world, policy.now, memory, matured, generation)
             run.log(memory.history[-1])
         measures = judge(config, run, world, policy.now, memory)

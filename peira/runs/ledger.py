@@ -39,19 +39,23 @@ def kl_behaviour_target(log_ratio: Float[Tensor, " rows"]) -> float:
 
 
 def decision_columns(
-    target_prob: Float[np.ndarray, " rows"], rows: LoggedDecisions, generation: int, replayed: int
+    target_prob: Float[np.ndarray, " rows"],
+    rows: LoggedDecisions,
+    generation: int,
+    replayed: int,
+    source: str = Source.REAL,
 ) -> dict[str, float]:
     """How on-policy logged decisions are for a candidate that is to be the given generation.
 
     `target_prob` is its probability of each logged action; `replayed` is how many of the rows an earlier generation was
-    trained on. The columns are those of `on_policy_columns`.
+    trained on, the others are of `source`. The columns are those of `on_policy_columns`.
     """
     log_ratio = torch.from_numpy(np.log(np.maximum(target_prob, 1e-300) / rows.propensity))
     return {
         "staleness": float((generation - 1 - rows.generation).mean()),
         "effective_sample_size": effective_sample_size(log_ratio),
         "kl_behaviour_target": kl_behaviour_target(log_ratio),
-        "share_real": 1 - replayed / len(rows),
+        f"share_{source}": 1 - replayed / len(rows),
         "share_replayed": replayed / len(rows),
     }
 

@@ -210,7 +210,7 @@ class Run:
         self.costs["real_steps"] += number
         self._row.update(self.costs)
 
-    def keep_decisions(self, rows: LoggedDecisions, schema: FeatureSchema) -> None:
+    def keep_decisions(self, rows: LoggedDecisions, schema: FeatureSchema, *, source: str) -> None:
         """Hand decisions with their outcomes to the store, each an episode of one step."""
         ids = self.episode_ids(len(rows))
         if self.config.store:
@@ -221,7 +221,7 @@ class Run:
                 schema,
                 event_ids=ids,
                 policy_id=self.policy_id,
-                source="real",
+                source=source,
                 started_ms=self._started_ms,
             )
             self._keep_experience(steps)

@@ -41,7 +41,7 @@ class CountingRun:
     def log(self, measures):
         self.rows[-1].update(measures)
 
-    def keep_decisions(self, rows, schema):
+    def keep_decisions(self, rows, schema, *, source):
         pass
 
     def book(self, columns, *, replayed_steps):
