@@ -495,7 +495,7 @@ def _check_environment(recipe: recipes.Recipe, id: str) -> None:
     from peira.environments.text import is_text, make_text
 
     if recipe.world == "decisions":
-        from peira.recipes.bandit import make_world
+        from peira.sources.decision_rollout import make_world
 
         make_world(id, 0)
         return

@@ -336,6 +336,31 @@ def load_policy(folder: Path) -> DecisionPolicy:
     return DecisionPolicy(oracle, explorer, **own)
 
 
+@dataclass
+class Deployed:
+    """The policy that decides now, as a part of a run."""
+
+    now: DecisionPolicy
+
+    def state_dict(self) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name, "policy")
+            self.now.save(folder)
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            return {
+                path.relative_to(folder).as_posix(): np.frombuffer(path.read_bytes(), np.uint8).copy()
+                for path in files
+            }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            for path, content in state.items():
+                file = Path(name, path)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content.tobytes())
+            self.now = load_policy(Path(name))
+
+
 def _predict(oracle: RewardOracle, explorer: ExplorerConfig, choices: Choices) -> Predicted:
     if explorer.kind == "uniform":
         return Predicted()

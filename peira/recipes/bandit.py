@@ -18,28 +18,27 @@ The figures to expect are in docs/bandit.md.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sized
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 
-from peira.environments.decision_world import DecisionWorld, is_decision_world, make_decision_world
-from peira.environments.logged_stream import LoggedStream, largest_acceptance
+from peira.environments.decision_world import DecisionWorld
+from peira.environments.logged_stream import LoggedStream
 from peira.evaluation.decisions import gate
 from peira.evaluation.episodes import Evaluation
 from peira.evaluation.generations import flip_rate, log_columns, model_columns, verdict
-from peira.experience.decision_formats import read_decisions
-from peira.experience.decisions import Choices, LoggedDecisions
-from peira.learners.decision_policy import WITH_MEMBERS, DecisionPolicy, ExplorerConfig, load_policy
+from peira.experience.decision_memory import DecisionMemory
+from peira.experience.decisions import LoggedDecisions
+from peira.learners.decision_policy import WITH_MEMBERS, DecisionPolicy, Deployed, ExplorerConfig
 from peira.policies.oracles.calibration import importance_weights
 from peira.policies.oracles.make import make_oracle
 from peira.policies.oracles.protocol import RewardOracle
 from peira.recipes.ppo import check_ranges
 from peira.runs.ledger import decision_columns
 from peira.runs.run import Run
+from peira.sources.decision_rollout import decide, make_world
 
 BUDGET_ROWS = 10_000
 """Newest decisions that a budget of exploration is solved on."""
@@ -149,138 +148,6 @@ def preset(env: str) -> Config:
     return Config(env=env, steps=1_700, period=100, window=1_000_000, oracle="ridge", uniform_slice=0.0)
 
 
-@dataclass
-class Deployed:
-    """The policy that decides now, as a part of a run."""
-
-    now: DecisionPolicy
-
-    def state_dict(self) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name, "policy")
-            self.now.save(folder)
-            files = sorted(path for path in folder.rglob("*") if path.is_file())
-            return {
-                path.relative_to(folder).as_posix(): np.frombuffer(path.read_bytes(), np.uint8).copy()
-                for path in files
-            }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        with tempfile.TemporaryDirectory() as name:
-            for path, content in state.items():
-                file = Path(name, path)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(content.tobytes())
-            self.now = load_policy(Path(name))
-
-
-@dataclass
-class Memory:
-    """Decisions whose outcome is not known yet, and the periods that may still be learned from."""
-
-    window: int
-    waiting: LoggedDecisions | None = None
-    arrival: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    labelled: int = 0
-    paid: list[float] = field(default_factory=list)
-    periods: list[LoggedDecisions] = field(default_factory=list)
-    history: list[dict[str, float]] = field(default_factory=list)
-
-    def add(
-        self, rows: LoggedDecisions, delay: np.ndarray, now: float, horizon: float, default: float
-    ) -> LoggedDecisions:
-        """Take in decisions just made; the ones that are H old now, with their outcome or the default reward.
-
-        A row waits for H even where its outcome is there: outcomes of one kind that come faster would otherwise be
-        overrepresented among the newest rows.
-        """
-        if self.waiting is not None:
-            rows = LoggedDecisions.concatenate([self.waiting, rows])
-        arrival = np.concatenate([self.arrival, delay])
-        ripe = rows.time + horizon < now
-        self.waiting, self.arrival = rows.take(~ripe), arrival[~ripe]
-        matured = rows.take(ripe)
-        matured = replace(matured, reward=np.where(arrival[ripe] <= horizon, matured.reward, default))
-        self.periods = [*self.periods, matured][-self.window :]
-        self.labelled += len(matured)
-        return matured
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "waiting": None if self.waiting is None else _packed(self.waiting),
-            "arrival": self.arrival,
-            "labelled": self.labelled,
-            "paid": np.array(self.paid),
-            "periods": [_packed(rows) for rows in self.periods],
-            "history": self.history,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.waiting = None if state["waiting"] is None else _unpacked(state["waiting"])
-        self.arrival, self.history = state["arrival"], state["history"]
-        self.labelled, self.paid = state["labelled"], state["paid"].tolist()
-        self.periods = [_unpacked(rows) for rows in state["periods"]]
-
-
-def _packed(rows: LoggedDecisions) -> dict[str, Any]:
-    return {**{of.name: getattr(rows, of.name) for of in fields(rows)}, "choices": asdict(rows.choices)}
-
-
-def _unpacked(state: dict[str, Any]) -> LoggedDecisions:
-    return LoggedDecisions(**{**state, "choices": Choices(**state["choices"])})
-
-
-def make_world(env: str, seed: int) -> DecisionWorld | LoggedStream:
-    """A simulated world or a data set by name; otherwise the log of decisions in a file or folder of that name."""
-    if not is_decision_world(env) and Path(env).exists():
-        return LoggedStream(*read_decisions(env))
-    return make_decision_world(env, seed)
-
-
-def decide(
-    config: Config,
-    world: DecisionWorld | LoggedStream,
-    policy: DecisionPolicy,
-    rows: int,
-    at: int,
-    rng: np.random.Generator,
-) -> tuple[LoggedDecisions, np.ndarray]:
-    """Serve a period: rows as they are logged, and the delay of each outcome, in decisions.
-
-    Rows of a log are taken as they are; or, replayed, those that the policy would have decided alike (rejection
-    sampling, with the greatest acceptance that this period's probabilities allow).
-    """
-    if isinstance(world, LoggedStream):
-        offered = world.rows.take(slice(at, at + rows))
-        offered = replace(
-            offered, time=np.full(len(offered), float(at)), generation=np.zeros(len(offered), np.int64)
-        )
-        if config.from_log == "learn":
-            return offered, np.zeros(len(offered))
-        pmf = policy.pmf(offered.choices)
-        # What was drawn may not decide who is accepted: without the log's pmf only a rate for any policy will do.
-        known = offered.pmf is not None
-        rate = largest_acceptance(offered, pmf) if known else world.safe_acceptance
-        replayed = world.accept(pmf, rng, at, rate).rows
-        version, time = np.full(len(replayed), policy.version), np.full(len(replayed), float(at))
-        return replace(replayed, generation=version, time=time), np.zeros(len(replayed))
-    choices = world.contexts(rows, rng, at)
-    decided = policy.decide(choices, rng)
-    reward, delay = world.outcomes(choices, decided.column, rng, at)
-    logged = LoggedDecisions(
-        choices=choices,
-        column=decided.column,
-        propensity=decided.propensity,
-        reward=reward,
-        pmf=decided.pmf,
-        generation=np.full(len(choices), policy.version),
-        time=np.arange(at, at + len(choices), dtype=np.float64),
-        uniform=decided.uniform_slice,
-        cluster=world.clusters(choices, at),
-    )
-    return logged, delay
-
-
 def fit(
     config: Config, rows: LoggedDecisions, world: DecisionWorld | LoggedStream, seed: int
 ) -> RewardOracle:
@@ -300,7 +167,7 @@ def succeed(
     run: Run,
     world: DecisionWorld | LoggedStream,
     policy: DecisionPolicy,
-    memory: Memory,
+    memory: DecisionMemory,
     matured: LoggedDecisions,
     generation: int,
 ) -> DecisionPolicy:
@@ -358,7 +225,11 @@ def worth(policy: DecisionPolicy, rows: LoggedDecisions) -> np.ndarray:
 
 
 def judge(
-    config: Config, run: Run, world: DecisionWorld | LoggedStream, policy: DecisionPolicy, memory: Memory
+    config: Config,
+    run: Run,
+    world: DecisionWorld | LoggedStream,
+    policy: DecisionPolicy,
+    memory: DecisionMemory,
 ) -> dict[str, float]:
     """Book what the policy earns on fresh decisions, as it is deployed; more columns where the world knows its truth.
 
@@ -374,7 +245,7 @@ def judge(
         run.evaluated(Evaluation(paid, np.zeros(len(paid), np.int64)))
         return {"value": float(paid[-config.period :].mean())}
     at, rng = run.real_steps, np.random.default_rng(run.evaluation_seed)
-    fresh, _ = decide(config, world, policy, config.evaluation_episodes, at, rng)
+    fresh, _ = decide(world, policy, config.evaluation_episodes, at, rng)
     run.evaluated(Evaluation(fresh.reward, np.ones(len(fresh), np.int64)))
     expected = world.expected_reward(fresh.choices, at)
     value = np.nansum(fresh.pmf * expected, 1)
@@ -393,12 +264,12 @@ def run(config: Config, run: Run) -> DecisionPolicy:
         raise ValueError(f"steps: {config.env} holds {len(world)} decisions, got {config.steps}")
     is_log = isinstance(world, LoggedStream)
     policy = Deployed(DecisionPolicy(None, config.explores_by(), id=run.policy_id, version=0))
-    memory = Memory(config.window)
+    memory = DecisionMemory(config.window)
     run.keep(policy=policy, memory=memory)
 
     for generation in run.iterations(config.period):
         at, rng = run.real_steps, np.random.default_rng(run.derived_seed(f"decisions {generation}"))
-        rows, delay = decide(config, world, policy.now, config.period, at, rng)
+        rows, delay = decide(world, policy.now, config.period, at, rng, replayed=config.from_log == "replay")
         run.gathered_decisions(config.period)
         if isinstance(world, Sized):
             drawn_by_others = is_log and config.from_log == "learn"
