@@ -205,28 +205,24 @@ class Design:
             score += np.einsum("nkt,nt->nk", self.basis(feature, scale), by_term[:, 1:])
         return score
 
-    def spread(self, scale: Scale) -> sparse.csr_array:
-        """B with X = B X̃, where X̃ has the features of `scale` (in units of the present ones) standardised.
+    def penalty(
+        self, scale: Scale, standardised: Float[np.ndarray, " weights"]
+    ) -> Float[np.ndarray, "weights weights"]:
+        """B diag(λ) Bᵀ with X = B X̃, where X̃ has the features of `scale` (in units of the present ones) standardised.
 
-        A penalty Σ λ θ̃² on the weights of X̃ is θᵀ B diag(λ) Bᵀ θ on those of X, whatever units X is in.
+        A penalty Σ λ θ̃² on the weights of X̃, `standardised` being λ, is θᵀ B diag(λ) Bᵀ θ on those of X, whatever
+        units X is in.
         """
-        numbers, every = len(self.schema.numbers), np.arange(self.columns)
-        begins = self._starts if self.interactions else np.zeros(1, int)
-        unit = np.repeat(begins, numbers)
-        own = (begins[:, None] + 1 + np.arange(numbers)).ravel()
+        place, column, first, second, cell = self._spread
         deviation = np.ones(self.columns)
-        deviation[own] = np.tile(scale.deviation, len(begins))
-        block_row, block_column = np.concatenate([every, own]), np.concatenate([every, unit])
-        block_value = np.concatenate([deviation, np.tile(scale.centre, len(begins))])
+        deviation[self._numbers] = np.tile(scale.deviation, len(self._units))
+        block = np.concatenate([deviation, np.tile(scale.centre, len(self._units))])
         size = np.concatenate(
             [[1.0], scale.size, scale.size[self.pairs].prod(1), np.ones(len(self.schema.actions))]
         )
-        place = np.full((len(size), self.columns), -1)
-        place[self.term, self.column] = np.arange(self.weights)
-        row, column = place[:, block_row], place[:, block_column]
-        value = size[:, None] * block_value
-        both = (row >= 0) & (column >= 0)
-        return sparse.csr_array((value[both], (row[both], column[both])), shape=(self.weights, self.weights))
+        value = np.outer(size, block).ravel()[place]
+        product = (value * standardised[column])[first] * value[second]
+        return np.bincount(cell, product, self.weights**2).reshape(self.weights, self.weights)
 
     def observed(self, gram: Float[np.ndarray, "groups weights weights"]) -> Scale:
         """Mean, deviation and size of the features that Σ u X Xᵀ was summed from, in the units of X."""
@@ -255,10 +251,39 @@ class Design:
     def _all(self) -> np.ndarray:
         return np.arange(len(self.schema.actions))
 
-    @property
-    def _starts(self) -> np.ndarray:
-        """The first columns, that of the 1 and that of every value of every category."""
-        return np.concatenate([[0], np.arange(1 + len(self.schema.numbers), self.columns, self._each)])
+    @cached_property
+    def _units(self) -> np.ndarray:
+        """The columns whose products with the numbers follow them: that of the 1, and that of every value."""
+        first = np.zeros(1, np.int64)
+        if not self.interactions:
+            return first
+        return np.concatenate([first, np.arange(1 + len(self.schema.numbers), self.columns, self._each)])
+
+    @cached_property
+    def _numbers(self) -> np.ndarray:
+        """The columns of the numbers and of their products, unit by unit."""
+        return (self._units[:, None] + 1 + np.arange(len(self.schema.numbers))).ravel()
+
+    @cached_property
+    def _spread(self) -> tuple[np.ndarray, ...]:
+        """Where B has entries: `(place, column, first, second, cell)`.
+
+        `place` of each entry in [terms, columns and numbers again], its column in B, the pairs of entries that share a
+        column, and where in B diag(λ) Bᵀ the product of a pair belongs.
+        """
+        every, unit = np.arange(self.columns), np.repeat(self._units, len(self.schema.numbers))
+        weight = np.full((self.terms + len(self.schema.actions), self.columns), -1)
+        weight[self.term, self.column] = np.arange(self.weights)
+        row = weight[:, np.concatenate([every, self._numbers])].ravel()
+        column = weight[:, np.concatenate([every, unit])].ravel()
+        place = np.flatnonzero((row >= 0) & (column >= 0))
+        place = place[np.argsort(column[place], kind="stable")]
+        row, column = row[place], column[place]
+        count = np.bincount(column, minlength=self.weights)[column]
+        first = np.repeat(np.arange(len(place)), count)
+        begin = np.searchsorted(column, column)
+        second = np.arange(len(first)) + np.repeat(begin - (np.cumsum(count) - count), count)
+        return place, column, first, second, row[first] * self.weights + row[second]
 
     def _lattice(self, weights: np.ndarray) -> np.ndarray:
         lattice = np.zeros((self.groups, self.terms, self.columns))

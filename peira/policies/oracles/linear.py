@@ -147,8 +147,7 @@ class RidgeOracle(LinearOracle):
             )
             gram += more[0]
             cross += more[1]
-        spread = design.spread(design.observed(gram))
-        penalty = ((spread * self._penalty) @ spread.T).toarray()
+        penalty = design.penalty(design.observed(gram), self._penalty)
         # The first weight is that of the 1.
         mean = cross[:, 0].sum() / gram[:, 0, 0].sum()
         solved = np.linalg.solve(gram + penalty, (cross - mean * gram[:, :, 0])[..., None])[..., 0]
