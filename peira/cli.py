@@ -499,6 +499,11 @@ def _check_environment(recipe: recipes.Recipe, id: str) -> None:
 
         make_world(id, 0)
         return
+    if recipe.world == "hybrid":
+        from peira.environments.digits_lock import make_lock
+
+        if make_lock(id, 0, "on_fall") is not None:
+            return
     if is_text(id) and recipe.world != "text":
         texts = ", ".join(entry.name for entry in recipes.RECIPES.values() if entry.world == "text")
         raise ValueError(f"env: {id!r} is a text world, which {recipe.name!r} does not act in; {texts} do")

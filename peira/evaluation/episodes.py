@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from peira.environments.control import make_control
-from peira.policies.actor_critic import ActorCritic
+from peira.policies.protocol import Acts
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    policy: ActorCritic, env_id: str, episodes: int, seed: int, *, deterministic: bool = True
+    policy: Acts, env_id: str, episodes: int, seed: int, *, deterministic: bool = True
 ) -> Evaluation:
     """One episode in each of `episodes` environments seeded seed, seed + 1, …: no episode counts for being short.
 

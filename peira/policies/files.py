@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from peira.policies.actor_critic import ActorCritic, CategoricalActorCritic, GaussianActorCritic
+from peira.policies.continuous import DeterministicActor, GaussianActor, TanhGaussianActor
+from peira.policies.stacked import StackedCategoricalPolicy, StackedGaussianPolicy
 
 if TYPE_CHECKING:
     from peira.policies.lm.model import LanguagePolicy
@@ -26,7 +28,18 @@ class SavesItself(Protocol):
     def content_hash(self) -> str: ...
 
 
-CLASSES = {kind.__name__: kind for kind in (GaussianActorCritic, CategoricalActorCritic)}
+CLASSES = {
+    kind.__name__: kind
+    for kind in (
+        GaussianActorCritic,
+        CategoricalActorCritic,
+        DeterministicActor,
+        GaussianActor,
+        TanhGaussianActor,
+        StackedGaussianPolicy,
+        StackedCategoricalPolicy,
+    )
+}
 
 
 def tensors_of(policy: nn.Module) -> dict[str, torch.Tensor]:
@@ -40,7 +53,7 @@ def tensors_of(policy: nn.Module) -> dict[str, torch.Tensor]:
 
 def save_policy(policy: ActorCritic | LanguagePolicy | SavesItself, folder: Path) -> None:
     """Write the policy to `folder`, which is made if need be; one that is no actor-critic in a format of its own."""
-    if not isinstance(policy, ActorCritic):
+    if type(policy).__name__ not in CLASSES:
         policy.save(folder)
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ class Recipe:
     source: str
     module: str
     preset_name: str = "preset"
-    world: Literal["control", "text", "decisions"] = "control"
+    world: Literal["control", "text", "decisions", "hybrid"] = "control"
 
     @property
     def config(self) -> type:
@@ -59,6 +59,9 @@ RECIPES = {
             "bandit",
             world="decisions",
         ),
+        Recipe("hnpg", "natural gradient from a log and fresh steps", "arXiv 2311.08384", "hnpg", world="hybrid"),
+        Recipe("trpo", "natural gradient, no log", "Schulman et al. 2015", "hnpg", "preset_trpo", world="hybrid"),
+        Recipe("rlpd", "replay half log, half own steps", "arXiv 2302.02948", "rlpd", world="hybrid"),
     )
 }
 

@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from peira.environments.control import ControlEnv
+from peira.environments.lock import LockVector
 from peira.experience.batch import SOURCE_CODES, Batch
 from peira.experience.schema import Source
-from peira.policies.actor_critic import ActorCritic
+from peira.policies.protocol import Acts
 
 
 @torch.no_grad()
 def rollout(
-    env: ControlEnv,
-    policy: ActorCritic,
+    env: ControlEnv | LockVector,
+    policy: Acts,
     steps: int,
     generator: torch.Generator,
     *,
