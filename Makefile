@@ -15,7 +15,7 @@ OUT ?= runs/first
 # The same batch size, step size and entropy bonus for every recipe: only how experience is gathered differs.
 MATCHED := --num-envs 8 --batch-steps 2048 --learning-rate 1e-3 --entropy-coefficient 0.01
 
-.PHONY: install run compare test lint bench clean
+.PHONY: install run compare postgresql test lint bench clean
 
 install: .venv/installed
 
@@ -39,7 +39,13 @@ compare: run
 /usr/bin/chromium /usr/bin/chromedriver:
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver
 
-test: install /usr/bin/chromium /usr/bin/chromedriver
+# PostgreSQL, whose servers the tests of the decision service start and throw away: any version that is there will do.
+POSTGRESQL := $(or $(firstword $(wildcard /usr/lib/postgresql/*/bin/initdb)),postgresql)
+
+postgresql:
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql
+
+test: install /usr/bin/chromium /usr/bin/chromedriver $(POSTGRESQL)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 lint: install
@@ -52,6 +58,9 @@ bench: .venv/installed-bench
 	$(BIN)/python benchmarks/store.py --json benchmarks/store.json
 	$(BIN)/python benchmarks/language.py --out benchmarks/language.json
 	$(BIN)/python benchmarks/browser.py --out benchmarks/browser.json
+	$(BIN)/python benchmarks/bandits.py --out benchmarks/bandits.json
+	$(BIN)/python benchmarks/serving.py --out benchmarks/serving.json
+	$(BIN)/python benchmarks/natural_gradient.py --out benchmarks/natural_gradient.json
 
 clean:
 	rm -rf .venv runs build dist *.egg-info
