@@ -39,7 +39,7 @@ Learn policies from experience of any origin.
   peira run --resume DIR                 go on with a run that was stopped
   peira compare RECIPE RECIPE …          several recipes on equal budgets of real steps
   peira evaluate LOG --candidates …      what policies that did not run are worth, from a log of one that did
-  peira store ACTION PATH                show, stats, verify, compact, import or export stored experience
+  peira store ACTION PATH                show, stats, verify, compact, import or export stored experience; make a log
   peira serve DIR                        make decisions over HTTP, and log them so that policies can learn from them
 
 examples:
@@ -77,6 +77,7 @@ Look after stored experience: a run keeps its own in DIR/experience.lance.
   peira store compact PATH                        merge small files, drop old versions
   peira store export PATH FILE [--format NAME]    write the episodes to a file or folder
   peira store import PATH FILE [--format NAME]    add the episodes of a file or folder
+  peira store make-log PATH --env ID --policy P   let a policy act and keep what it did (--help lists the settings)
 
 examples:
   peira store show runs/a/experience.lance --limit 3
@@ -89,6 +90,7 @@ STORE_ACTIONS = {
     "export": {"format": str},
     "verify": {},
     "compact": {},
+    "make-log": {},
 }
 """What can be done with a store, and the settings of each."""
 
@@ -214,11 +216,13 @@ def run_command(arguments: list[str]) -> None:
         print(json.dumps(summary))
         return
     interval = summary["score_interval"]
+    updates = f"{summary['updates']:,} updates, " if "updates" in summary else ""
+    kept = [name for name in ("policy/", "experience.lance") if (Path(summary["out"]) / name).exists()]
     log.print(
         f"score {summary['score']:.4g}{' [{:.4g}, {:.4g}]'.format(*interval) if interval else ''} over "
-        f"{summary['score_episodes']} fresh episodes, {summary['ledger']['real_steps']:,} real steps, "
+        f"{summary['score_episodes']} fresh episodes, {updates}{summary['ledger']['real_steps']:,} real steps, "
         f"{summary['ledger']['wall_seconds']:.0f} s\n"
-        f"{summary['out']}: summary.json, metrics.jsonl, curve.png, policy/, experience.lance",
+        f"{summary['out']}: {', '.join(['summary.json', 'metrics.jsonl', 'curve.png', *kept])}",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -238,9 +242,12 @@ def _help_for_run(names: list[str], arguments: list[str]) -> None:
         "Settings",
         [("config", Annotated[recipe.config, _flat()]), ("options", Annotated[RunOptions, _flat()])],
     )
+    budget = "--steps 200000"
+    if not hasattr(recipe.config, "steps"):
+        budget = "--log PATH --updates 100000"
     both.__doc__ = (
         f"{recipe.name}: {recipe.summary} ({recipe.source}). The defaults are those for {env}.\n\n"
-        f"example: peira run {recipe.name} --env {env} --steps 200000 --seed 0 --out runs/a"
+        f"example: peira run {recipe.name} --env {env} {budget} --seed 0 --out runs/a"
     )
     _print_help(both(recipe.preset(env), RunOptions()), f"peira run {recipe.name}")
 
@@ -250,6 +257,7 @@ def _start(recipe: recipes.Recipe, arguments: list[str]) -> tuple[dict, RunOptio
     options = RunOptions(**_of(RunOptions, given))
     config = _config(recipe, given)
     _check_compiler(config)
+    recipe.check(config)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     slug = config.env.replace("/", "-")
     folder = options.out or Path("runs") / f"{recipe.name}-{slug}-seed{config.seed}-{stamp}"
@@ -440,6 +448,9 @@ def store_command(arguments: list[str]) -> None:
     from peira.experience import commands
     from peira.experience.store import Store
 
+    if arguments[:1] == ["make-log"]:
+        _make_log(arguments[1:])
+        return
     if _asks_for_help(arguments):
         print(STORE_HELP, end="")
         return
@@ -469,6 +480,32 @@ def store_command(arguments: list[str]) -> None:
         print(json.dumps(result, default=str))
     if action == "verify" and result["problems"]:
         raise RuntimeError(f"{paths[0]}: {len(result['problems'])} problem(s) found")
+
+
+def _make_log(arguments: list[str]) -> None:
+    from peira.recipes import make_log
+
+    if _asks_for_help(arguments):
+        _print_help(make_log.Options(), "peira store make-log PATH")
+        return
+    as_json = "--json" in arguments
+    paths, flags = _leading([word for word in arguments if word != "--json"])
+    if len(paths) != 1:
+        raise ValueError(f"store make-log: expected PATH, got {len(paths)} path(s)")
+    options = make_log.Options(**_read(flags, _kinds(make_log.Options)))
+    _check_compiler(options)
+
+    import torch
+
+    torch.set_num_threads(1)
+    result = make_log.make_log(
+        paths[0], options, say=lambda line: log.print(line, markup=False, highlight=False, soft_wrap=True)
+    )
+    if as_json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        log.print(f"{name}: {value}", markup=False, highlight=False, soft_wrap=True)
 
 
 # What must be known before anything is made or started ------------------------------------------------------

@@ -20,7 +20,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from peira.environments import gridworld, lock, two_step  # noqa: F401  (registers peira/… with Gymnasium)
+from peira.environments import gridworld, lock, two_step, u_maze  # noqa: F401  (registers peira/… with Gymnasium)
 
 # Families of EnvPool whose only randomness is drawn when an episode starts, so that their state can be rebuilt.
 _ENVPOOL_FAMILIES = ("envpool.mujoco.gym", "envpool.classic_control")

@@ -5,18 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from peira.policies.actor_critic import ActorCritic, CategoricalActorCritic, GaussianActorCritic
-from peira.policies.continuous import DeterministicActor, GaussianActor, TanhGaussianActor
+from peira.policies.actor_critic import CategoricalActorCritic, GaussianActorCritic
+from peira.policies.continuous import DeterministicActor, GaussianActor, TanhGaussianActor, UniformActor
 from peira.policies.stacked import StackedCategoricalPolicy, StackedGaussianPolicy
-
-if TYPE_CHECKING:
-    from peira.policies.lm.model import LanguagePolicy
 
 
 @runtime_checkable
@@ -36,6 +33,7 @@ CLASSES = {
         DeterministicActor,
         GaussianActor,
         TanhGaussianActor,
+        UniformActor,
         StackedGaussianPolicy,
         StackedCategoricalPolicy,
     )
@@ -51,8 +49,8 @@ def tensors_of(policy: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def save_policy(policy: ActorCritic | LanguagePolicy | SavesItself, folder: Path) -> None:
-    """Write the policy to `folder`, which is made if need be; one that is no actor-critic in a format of its own."""
+def save_policy(policy: nn.Module | SavesItself, folder: Path) -> None:
+    """Write the policy to `folder`, which is made if need be; one that is none of `CLASSES` in a format of its own."""
     if type(policy).__name__ not in CLASSES:
         policy.save(folder)
         return
@@ -62,7 +60,7 @@ def save_policy(policy: ActorCritic | LanguagePolicy | SavesItself, folder: Path
     (folder / "policy.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
-def load_policy(folder: str | Path) -> ActorCritic:
+def load_policy(folder: str | Path) -> nn.Module:
     """The policy that `save_policy` wrote.
 
     Raises ValueError when the folder holds no policy, or one of a class that this version does not know.

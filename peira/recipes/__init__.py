@@ -34,6 +34,11 @@ class Recipe:
         return self._module.run
 
     @property
+    def check(self) -> Callable[[Any], None]:
+        """Raises ValueError for what is known to be wrong before anything is made."""
+        return getattr(self._module, "check", lambda config: None)
+
+    @property
     def _module(self) -> Any:
         return importlib.import_module(f"peira.recipes.{self.module}")
 
@@ -52,6 +57,10 @@ RECIPES = {
         Recipe(
             "arpo", "replay a success where a whole group failed", "arXiv 2505.16282", "arpo", world="text"
         ),
+        Recipe("td3bc", "climb a critic, held to the log", "arXiv 2106.06860", "td3bc"),
+        Recipe("rebrac", "TD3+BC with two penalties", "arXiv 2305.09836", "td3bc", "preset_rebrac"),
+        Recipe("bc", "imitate a log, or its best episodes", "behaviour cloning", "td3bc", "preset_bc"),
+        Recipe("iql", "imitate what turned out well", "arXiv 2110.06169", "iql"),
         Recipe(
             "bandit",
             "explore by inverse gaps, retrain on short memory, watch generations decay",
@@ -59,8 +68,12 @@ RECIPES = {
             "bandit",
             world="decisions",
         ),
-        Recipe("hnpg", "natural gradient from a log and fresh steps", "arXiv 2311.08384", "hnpg", world="hybrid"),
-        Recipe("trpo", "natural gradient, no log", "Schulman et al. 2015", "hnpg", "preset_trpo", world="hybrid"),
+        Recipe(
+            "hnpg", "natural gradient from a log and fresh steps", "arXiv 2311.08384", "hnpg", world="hybrid"
+        ),
+        Recipe(
+            "trpo", "natural gradient, no log", "Schulman et al. 2015", "hnpg", "preset_trpo", world="hybrid"
+        ),
         Recipe("rlpd", "replay half log, half own steps", "arXiv 2302.02948", "rlpd", world="hybrid"),
     )
 }

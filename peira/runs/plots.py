@@ -39,13 +39,20 @@ def read_metrics(run_folder: Path) -> list[dict]:
     return rows
 
 
+def budget_of(metrics: list[dict]) -> str:
+    """The column that counts what the run's budget is made of: updates or real steps."""
+    return "updates" if metrics and "updates" in metrics[-1] else "real_steps"
+
+
 def series(metrics: list[dict], column: str) -> tuple[np.ndarray, np.ndarray]:
     """A column over real steps: steps `[points]`, which rise, and the finite values `[points]`.
 
-    Where several iterations report the same step (learning without acting), the last one counts.
+    Where several iterations report the same step (learning without acting), the last one counts. A run that has a
+    budget of updates is drawn over these.
     """
+    axis = budget_of(metrics)
     points = {
-        row["real_steps"]: row[column]
+        row[axis]: row[column]
         for row in metrics
         if row.get(column) is not None and math.isfinite(row[column])
     }
@@ -68,6 +75,10 @@ def learning_curve(run_folder: Path) -> Path:
     figure, axes = _panels(list(drawn))
     for column, (steps, values) in drawn.items():
         axes[column].plot(steps, values, color=COLOURS[0], marker="." if len(steps) < 40 else None)
+    if budget_of(metrics) == "updates":
+        for panel in axes.values():
+            if panel.get_xlabel():
+                panel.set_xlabel("updates")
     figure.suptitle("/".join(run_folder.resolve().parts[-2:]), x=0.01, ha="left", weight="bold")
     path = run_folder / "curve.png"
     save(figure, path)

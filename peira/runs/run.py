@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -60,7 +60,9 @@ class Run:
         checkpoint_seconds: float,
     ):
         self.folder, self.recipe, self.config = folder, recipe, config
-        self.steps, self.seed = config.steps, config.seed
+        # A recipe that learns from a log alone has a budget of updates and takes no real step.
+        self.steps, self.seed = getattr(config, "steps", 0), config.seed
+        self.budget, self._spent_as = self.steps, "real_steps"
         self.iteration = 0
         self.costs = dict.fromkeys(COSTS, 0)
         self.evaluation: Evaluation | None = None
@@ -130,22 +132,33 @@ class Run:
         return self.costs["real_steps"]
 
     @property
+    def spent(self) -> int:
+        """How much of `budget` is used up: real steps or updates, whichever `iterations` was told."""
+        return self.costs[self._spent_as]
+
+    @property
     def is_over(self) -> bool:
         """Whether the budget holds no further batch; a subclass may end the loop earlier."""
-        return self.real_steps + self._batch_steps > self.steps
+        return self.spent + self._batch_steps > self.budget
 
     @property
     def wall_seconds(self) -> float:
         """Seconds at work, over all the processes that this run took."""
         return self._wall_before + time.monotonic() - self._began
 
-    def iterations(self, batch_steps: int) -> Iterator[int]:
+    def iterations(
+        self, batch_steps: int, *, budget: Literal["real_steps", "updates"] = "real_steps"
+    ) -> Iterator[int]:
         """Count iterations of `batch_steps` real steps each, as many as the budget holds but never more.
 
-        Between two of them the metrics are written and, when due, a checkpoint. After Ctrl-C (or SIGTERM)
-        the iteration is finished, a checkpoint written and KeyboardInterrupt raised; a second Ctrl-C stops at
-        once.
+        With budget="updates" the budget is `config.updates` and an iteration is `batch_steps` of them: the recipe adds
+        to `costs["updates"]` what it did, and an iteration that adds nothing costs nothing. Between two of them the
+        metrics are written and, when due, a checkpoint. After Ctrl-C (or SIGTERM) the iteration is finished, a
+        checkpoint written and KeyboardInterrupt raised; a second Ctrl-C stops at once.
         """
+        if budget == "updates":
+            self.budget, self._spent_as = getattr(self.config, "updates", self.steps), "updates"
+            self.costs.setdefault("updates", 0)
         self._loop = self._count(batch_steps)
         return self._loop
 
@@ -256,7 +269,7 @@ class Run:
     @property
     def evaluation_due(self) -> bool:
         """Whether another of `config.evaluations` equal parts of the budget, or all of it, is spent."""
-        spent = self.real_steps * self.config.evaluations // self.steps
+        spent = self.spent * self.config.evaluations // self.budget
         return spent > self._evaluations or self.is_over
 
     @property
@@ -267,7 +280,7 @@ class Run:
     def evaluated(self, evaluation: Evaluation) -> None:
         """Book an evaluation of the target policy on fresh episodes; the last one gives the run's score."""
         self.evaluation = evaluation
-        self._evaluations = self.real_steps * self.config.evaluations // self.steps
+        self._evaluations = self.spent * self.config.evaluations // self.budget
         self.costs["evaluation_steps"] += evaluation.steps
         self._row["evaluation_return"] = evaluation.mean
         self._row["evaluation_length"] = float(evaluation.lengths.mean())
@@ -316,6 +329,7 @@ class Run:
             "recipe": self.recipe,
             "env": self.config.env,
             "steps": self.steps,
+            **({"updates": self.budget} if self._spent_as == "updates" else {}),
             "seed": self.seed,
             "score": self.evaluation.mean,
             "score_interval": interval and list(interval),
@@ -458,12 +472,13 @@ class _Progress:
         self._run, self._console = run, run._console
         self._said = time.monotonic()
         self._score = "–"
+        self._unit = "updates" if run._spent_as == "updates" else "steps"
         self._bar = None
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + self._unit),
                 TextColumn("return {task.fields[score]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
@@ -475,9 +490,7 @@ class _Progress:
         title = f"{run.recipe} {run.config.env} seed {run.seed}"
         if self._bar is not None:
             self._bar.start()
-            self._task = self._bar.add_task(
-                title, total=run.steps, completed=run.real_steps, score=self._score
-            )
+            self._task = self._bar.add_task(title, total=run.budget, completed=run.spent, score=self._score)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -489,11 +502,11 @@ class _Progress:
         if "evaluation_return" in row:
             self._score = f"{row['evaluation_return']:.4g}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=min(run.real_steps, run.steps), score=self._score)
+            self._bar.update(self._task, completed=min(run.spent, run.budget), score=self._score)
         elif time.monotonic() - self._said >= SECONDS_BETWEEN_LINES or run.is_over:
             self._said = time.monotonic()
             self._console.print(
-                f"{run.recipe} {run.config.env} seed {run.seed}: {run.real_steps:,}/{run.steps:,} steps, "
+                f"{run.recipe} {run.config.env} seed {run.seed}: {run.spent:,}/{run.budget:,} {self._unit}, "
                 f"return {self._score}, {run.wall_seconds:.0f} s",
                 highlight=False,
                 soft_wrap=True,

@@ -39,6 +39,7 @@ def test_next_observations_stop_at_the_end_of_an_episode(table):
     assert log.episode_of().tolist() == [0, 0, 0, 0, 1, 1, 1]
     torch.testing.assert_close(log.next_observation[[0, 1, 2, 4, 5]], log.observation[[1, 2, 3, 5, 6]])
     assert log.next_observation[6].tolist() == [8.0] * 5
+    assert torch.equal(log.next_observation[3], log.observation[3])  # Nothing of the next episode leaks.
     assert log.terminated.tolist() == [False, False, False, True, False, False, False]
     assert log.truncated.tolist() == [False] * 6 + [True]
     reward = table["reward"].to_numpy()

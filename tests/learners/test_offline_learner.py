@@ -109,7 +109,7 @@ def plain_td3_bc(learner: OfflineLearner, log: TransitionLog, rows, noise) -> di
     target_actor, target_critics = copy.deepcopy(actor), copy.deepcopy(critics)
     for module, name in ((target_actor, "actor"), (target_critics, "critics")):
         torch.nn.utils.vector_to_parameters(
-            torch.lerp(state[f"{name} target"][0], state[name][0], 0.005), module.parameters()
+            torch.lerp(state[f"{name} target"][0], state[name][0], settings.polyak), module.parameters()
         )
     actor, critics = copy.deepcopy(actor), copy.deepcopy(critics)
     adam = {"lr": settings.learning_rate, "eps": 1e-5}
@@ -139,8 +139,8 @@ def plain_td3_bc(learner: OfflineLearner, log: TransitionLog, rows, noise) -> di
 @pytest.mark.parametrize("terminated", [False, True])
 def test_an_update_of_td3_bc_is_the_one_that_torch_takes(terminated, monkeypatch):
     log = log_of(terminated=terminated)
-    learner = learner_of(Settings(**SMALL), log)
-    learn(learner, log, 1)  # so that targets differ from what they follow
+    learner = learner_of(Settings(**SMALL, polyak=0.3, learning_rate=1e-2), log)
+    learn(learner, log, 3)  # so that targets differ from what they follow
     for name in ("actor", "critics"):  # torch's Adam begins anew
         for moment in ("first", "second"):
             learner.state_dict()["state"][f"{name} {moment}"].zero_()

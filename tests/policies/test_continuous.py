@@ -17,7 +17,7 @@ from peira.policies.continuous import (
 from peira.policies.files import CLASSES, load_policy, save_policy
 from peira.policies.protocol import Acts
 
-LOW, HIGH = [-2.0, 0.0], [2.0, 1.0]
+LOW, HIGH = [-2.0, 0.0], [2.0, 3.0]
 KINDS = (DeterministicActor, GaussianActor, TanhGaussianActor)
 
 
@@ -40,7 +40,7 @@ def test_actions_stay_within_the_bounds_and_follow_standardised_observations(kin
     assert (mode >= torch.tensor(LOW)).all() and (mode <= torch.tensor(HIGH)).all()
     inputs = (observation - torch.tensor([1.0, 2.0, 3.0])) * torch.tensor([0.5, 1.0, 2.0])
     unit = policy.net(inputs)[:, :2].tanh()
-    torch.testing.assert_close(mode, torch.stack([2 * unit[:, 0], 0.5 + 0.5 * unit[:, 1]], 1))
+    torch.testing.assert_close(mode, torch.stack([2 * unit[:, 0], 1.5 + 1.5 * unit[:, 1]], 1))
     assert isinstance(policy, Acts)
 
 
@@ -90,7 +90,7 @@ def test_the_gradient_with_respect_to_the_action_is_that_of_the_density(kind, ob
 
 def test_a_density_at_the_very_edge_is_finite(observation):
     policy = made(TanhGaussianActor)
-    edge = torch.tensor([[-2.0, 1.0]]).expand(7, -1)
+    edge = torch.tensor([[-2.0, 3.0]]).expand(7, -1)
     assert torch.isfinite(policy.log_prob(observation, edge)).all()
     far = policy.choose(observation, torch.full((7, 2), 100.0))
     assert torch.isfinite(policy.log_prob(observation, far)).all()
@@ -105,10 +105,10 @@ def test_a_deterministic_actor_says_that_it_has_no_density(observation):
 def test_a_uniform_policy_fills_its_box():
     policy = UniformActor(2, low=LOW, high=HIGH)
     action = policy.sample(torch.zeros(4000, 3), torch.Generator().manual_seed(0))
-    torch.testing.assert_close(action.mean(0), torch.tensor([0.0, 0.5]), atol=0.06, rtol=0)
+    torch.testing.assert_close(action.mean(0), torch.tensor([0.0, 1.5]), atol=0.08, rtol=0)
     torch.testing.assert_close(action.amax(0), torch.tensor(HIGH), atol=0.01, rtol=0)
-    torch.testing.assert_close(policy.log_prob(torch.zeros(1, 3), action[:1]), -torch.tensor([4.0]).log())
-    assert policy.mode(torch.zeros(5, 3)).tolist() == [[0.0, 0.5]] * 5
+    torch.testing.assert_close(policy.log_prob(torch.zeros(1, 3), action[:1]), -torch.tensor([12.0]).log())
+    assert policy.mode(torch.zeros(5, 3)).tolist() == [[0.0, 1.5]] * 5
 
 
 def test_critics_side_by_side_are_the_critics_one_by_one():
