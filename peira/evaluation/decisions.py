@@ -69,7 +69,7 @@ def gate(
     schema: FeatureSchema,
     *,
     tolerance: float = 0.0,
-    confidence: float = 0.95,
+    confidence: float = 0.975,
     least_effective: int = 200,
     weight_cap: float = 1000.0,
     guarded: Sequence[str] = (),
@@ -79,8 +79,9 @@ def gate(
 ) -> GateDecision:
     """Compare on rows that neither policy was trained or tuned on; the candidate passes when all of this holds.
 
-    - The lower bound of V(candidate) − V(incumbent) by DR, at this one-sided confidence, is above −tolerance.
-      A tolerance of 0 asks for an improvement, a greater one for not being worse by more.
+    - The lower bound of V(candidate) − V(incumbent) by DR, at this one-sided confidence (0.975: the lower end of the
+      95 % interval), is above −tolerance. A tolerance of 0 asks for an improvement, a greater one for not being worse
+      by more.
     - The effective number of rows (Σw)²/Σw² is at least `least_effective`, and no weight exceeds `weight_cap`.
     - The candidate puts no probability on actions that the logging policy could not have taken.
     - The mean of w is within 3 standard errors of 1.

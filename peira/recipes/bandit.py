@@ -97,7 +97,7 @@ class Config:
     """Newest part of a period that the gate judges on and training leaves out, if the gate is on."""
     tolerance: float = 0.02
     """How much worse than the incumbent a candidate may possibly be, in units of the reward."""
-    confidence: float = 0.95
+    confidence: float = 0.975
     """One-sided confidence of the gate."""
     attribution_window: int = 0
     """H: decisions that an outcome may take; later ones count as the default reward. 0 where they come at once."""

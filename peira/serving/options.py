@@ -47,7 +47,7 @@ class Options:
     """A candidate is compared on so many of the newest matured decisions."""
     tolerance: float = 0.0
     """A candidate may be worse by so much reward; 0 asks for an improvement."""
-    confidence: float = 0.95
+    confidence: float = 0.975
     """One-sided confidence of that comparison."""
     demo: bool = False
     """Make a service in DIR and drive it with simulated payments."""

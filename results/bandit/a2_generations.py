@@ -45,7 +45,15 @@ ARMS = {
     "ε-greedy, W = 1": ["--explorer", "epsilon", "--epsilon", "0.05"],
     "SquareCB, W = 1": SQUARECB,
     "SquareCB, W = 4": [*SQUARECB, "--window", "4"],
-    "SquareCB, W = 1, gate": [*SQUARECB, "--gate", "on", "--tolerance", str(TOLERANCE)],
+    "SquareCB, W = 1, gate": [
+        *SQUARECB,
+        "--gate",
+        "on",
+        "--tolerance",
+        str(TOLERANCE),
+        "--confidence",
+        "0.95",
+    ],
     "greedy, W = 1": ["--explorer", "greedy"],
     "uniform log, W = 1": ["--explorer", "uniform"],
 }

@@ -57,7 +57,7 @@ def test_an_improvement_passes_and_a_loss_does_not():
     difference = better.report["difference"]["dr"]
     truth = MEAN @ np.subtract(BETTER.probs, INCUMBENT.probs)
     assert 0 < difference["low"] < truth < difference["high"]
-    assert better.reasons[0].startswith(f"better by at least {difference['low']:.4g} at confidence 0.95")
+    assert better.reasons[0].startswith(f"better by at least {difference['low']:.4g} at confidence 0.975")
 
     worse = gate(WORSE, INCUMBENT, a_log(), SCHEMA)
     assert not worse.passed
