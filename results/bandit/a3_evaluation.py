@@ -252,14 +252,15 @@ def page(document: dict) -> str:
 
 
 READING = """\
-Errors, effective rows and costs are those of the specification's simulation. At the same cost a log of SquareCB is worth
-more than twice the rows of ε-greedy's (0.041 against 0.018 of them), and importance weighting without a normaliser is
-two to three times worse than SNIPS throughout, since rewards are near 1.
+Errors, effective rows and costs are those of the specification's simulation. At the same cost a log of SquareCB
+is worth more than twice the rows of ε-greedy's (0.041 against 0.018 of them), and importance weighting without
+a normaliser is two to three times worse than SNIPS throughout, since rewards are near 1.
 
-Bounds are a little too bold: weights of several hundred make the lower tail longer than any bootstrap of 10 000 rows
-shows. Candidates that are worse by chance pass a bound of 97.5 % in 15 of 200 cases instead of 5; the other conditions
-of the gate leave 11. With bounds of 95 %, which was the gate's default when this was first run, 19 passed the bound, and
-BCa, the delta method and self-normalised estimates did no better; the lower end of a 95 % interval is the default since."""
+Bounds are a little too bold: weights of several hundred make the lower tail longer than any bootstrap of 10 000
+rows shows. Candidates that are worse by chance pass a bound of 97.5 % in 15 of 200 cases instead of 5; the
+other conditions of the gate leave 11. With bounds of 95 %, which was the gate's default when this was first
+run, 19 passed the bound, and BCa, the delta method and self-normalised estimates did no better; the lower end
+of a 95 % interval is the default since."""
 
 
 def main() -> None:
