@@ -36,16 +36,7 @@ def pendulum_like_log(path: Path, *, episodes: int = 12, steps: int = 30, seed: 
 
 
 class OfflineRun(Run):
-    """A run whose budget is of another cost than real steps, and that takes in synthetic experience."""
-
-    def iterations(self, batch_steps, *, budget="real_steps"):
-        self._budget = budget
-        self.costs.setdefault(budget, 0)
-        return super().iterations(batch_steps)
-
-    @property
-    def real_steps(self):
-        return self.costs[self._budget]
+    """A run that takes in synthetic experience."""
 
     def invented(self, made):
         self.costs[f"{made.source}_steps"] += made.transitions.rows

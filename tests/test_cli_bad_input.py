@@ -58,7 +58,9 @@ def finished(commands) -> Path:
     return folder
 
 
-RECIPES = "ppo, props, ppo-buffer, ros, sft, grpo, arpo"
+RECIPES = (
+    "ppo, props, ppo-buffer, ros, sft, grpo, arpo, td3bc, rebrac, bc, iql, pgd, bandit, hnpg, trpo, rlpd"
+)
 LINES = {
     # The words after `peira`, and the line.
     "prun": "command: there is no 'prun'; did you mean 'run'?",
@@ -67,7 +69,7 @@ LINES = {
     "run": f"recipe: name one right after `peira run`; there are {RECIPES}",
     "run --seed 1 props": f"recipe: name one right after `peira run`; there are {RECIPES}",
     "run prop": "recipe: there is no 'prop'; did you mean 'props'?",
-    "run zebra": f"recipe: there is no 'zebra'; there are {RECIPES}",
+    "run qqqq": f"recipe: there is no 'qqqq'; there are {RECIPES}",
     "run ppo props": "recipe: expected one, got also 'props'; `peira compare` runs several",
     # Fields.
     "run ppo --lerning-rate 1": "--lerning-rate: there is no such field; did you mean '--learning-rate'?",
@@ -140,7 +142,7 @@ LINES = {
     "compare props ppo --ppo.retain 1": "--ppo.retain: there is no such field; --help lists them",
     "compare props ppo --props.retained two": "--props.retained: expected a whole number, got 'two'",
     # Stores.
-    "store": "store: name an action; there are show, stats, import, export, verify, compact",
+    "store": "store: name an action; there are show, stats, import, export, verify, compact, make-log",
     "store shaw": "store: there is no 'shaw'; did you mean 'show'?",
     "store show": "store show: expected PATH, got 0 path(s)",
     "run ppo --learning-rate -0.1": "learning_rate: expected at least 0, got -0.1",

@@ -61,6 +61,7 @@ RECIPES = {
         Recipe("rebrac", "TD3+BC with two penalties", "arXiv 2305.09836", "td3bc", "preset_rebrac"),
         Recipe("bc", "imitate a log, or its best episodes", "behaviour cloning", "td3bc", "preset_bc"),
         Recipe("iql", "imitate what turned out well", "arXiv 2110.06169", "iql"),
+        Recipe("pgd", "invent windows of the log, nudged toward the policy", "arXiv 2404.06356", "pgd"),
         Recipe(
             "bandit",
             "explore by inverse gaps, retrain on short memory, watch generations decay",
