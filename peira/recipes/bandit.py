@@ -31,7 +31,13 @@ from peira.evaluation.episodes import Evaluation
 from peira.evaluation.generations import flip_rate, log_columns, model_columns, verdict
 from peira.experience.decision_memory import DecisionMemory
 from peira.experience.decisions import LoggedDecisions
-from peira.learners.decision_policy import WITH_MEMBERS, DecisionPolicy, Deployed, ExplorerConfig
+from peira.learners.decision_policy import (
+    WITH_MEMBERS,
+    DecisionPolicy,
+    Deployed,
+    ExplorerConfig,
+    Kind,
+)
 from peira.policies.oracles.calibration import importance_weights
 from peira.policies.oracles.make import make_oracle
 from peira.policies.oracles.protocol import RewardOracle
@@ -62,18 +68,7 @@ class Config:
     """How the model's scores are calibrated, on a fifth of the window that it was not fitted to."""
     importance_cap: float | None = None
     """Train with weights min(1/p, cap); None for plain supervised learning."""
-    explorer: Literal[
-        "uniform",
-        "greedy",
-        "epsilon",
-        "softmax",
-        "squarecb",
-        "fastcb",
-        "regcb",
-        "squarecb-elim",
-        "thompson",
-        "falcon",
-    ] = "squarecb"
+    explorer: Kind = "squarecb"
     """How scores become probabilities."""
     epsilon: float = 0.05
     """ε of the epsilon explorer."""
