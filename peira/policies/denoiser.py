@@ -263,7 +263,10 @@ def learning_rate_at(step: int, steps: int, peak: float) -> float:
 
 
 class MovingAverage:
-    """θ_ema ← decay·θ_ema + (1 − decay)·θ at every `every`-th call; what is saved and sampled from."""
+    """θ_ema ← d·θ_ema + (1 − d)·θ at every `every`-th call; what is saved and sampled from.
+
+    d is `decay`, but at the k-th move at most k/(k + 9), so that a short training is not averaged with its start.
+    """
 
     def __init__(self, parameters: Float[Tensor, " parameters"], *, decay: float = 0.995, every: int = 10):
         self.average = parameters.detach().clone()
@@ -273,7 +276,8 @@ class MovingAverage:
     def update(self, parameters: Float[Tensor, " parameters"]) -> None:
         self._calls += 1
         if self._calls % self.every == 0:
-            self.average.lerp_(parameters, 1 - self.decay)
+            moves = self._calls // self.every
+            self.average.lerp_(parameters, 1 - min(self.decay, moves / (moves + 9)))
 
     def state_dict(self) -> dict:
         return {"average": self.average, "calls": self._calls}

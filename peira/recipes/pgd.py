@@ -7,8 +7,9 @@ rows and 16 real ones, renewed every `refresh` updates; the learner (TD3+BC or I
 
 Departures from the official code, each for a reason in ``pgd.md``: churn begins the step it belongs to (6.1), a zero
 gradient is no NaN (6.2), a pad step lets terminals reach the learner (2.2), windows are as long as the model's (2.7),
-the last layer begins at 0, and networks are small enough for a CPU. `--data` gives the comparisons: the log alone
-(real), the same model without guidance (unguided), SynthER, and a one-step ensemble rolled out under the policy.
+the last layer begins at 0, the averaged weights soon forget where they began, and networks are small enough for a CPU.
+`--data` gives the comparisons: the log alone (real), the same model without guidance (unguided), SynthER, and a
+one-step ensemble rolled out under the policy.
 
     peira run pgd --env Pendulum-v1 --log runs/pendulum-log --learner td3bc --updates 100000
     peira run pgd --env HalfCheetah-v5 --log runs/cheetah --learner iql --data unguided

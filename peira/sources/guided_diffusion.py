@@ -82,12 +82,6 @@ class FitConfig:
         return bounds_of(self.low, self.high, size)
 
 
-OFFICIAL_FIT = FitConfig(
-    features=1024, time_features="sinusoidal", learning_rate=2e-3, batch_size=32, terminal_pad=False
-)
-"""The official code's network and optimiser (``pgd.md`` 2.9); 178 million parameters at 25 channels."""
-
-
 class TrajectoryDiffusion:
     """Averaged denoiser and channels: all that sampling needs. `id` names its weights."""
 

@@ -93,6 +93,18 @@ def test_no_gradient_is_no_guidance_where_the_official_norm_gives_nan():
     assert (gradient / gradient.norm() + 1e-8).isnan().all()
 
 
+def test_clamped_gradients_stay_within_the_clamp():
+    sampler = Sampler(
+        NETWORK,
+        replace(CONFIG, normalise="none", gradient_clamp=1.0),
+        actions=ACTIONS,
+        log_density=lambda z: 1000 * log_density(z),
+    )
+    x = torch.randn(4, 8, CHANNELS, generator=torch.Generator().manual_seed(2))
+    moved = (sampler._nudged(x, 0) - x)[..., 1]
+    torch.testing.assert_close(moved.abs(), torch.full_like(moved, CONFIG.recipe_strength(0)))
+
+
 def test_a_saturated_action_gets_a_finite_gradient():
     model = guided_model(mean=0.2, deviation=0.8, low=-1.0, high=1.0)
     density = model.log_density(Gaussian(0.3, 0.5))

@@ -98,11 +98,16 @@ def test_learning_rate_warms_up_for_a_tenth_and_falls_to_zero():
     assert learning_rate_at(999, 1000, 1.0) == pytest.approx(0.0, abs=1e-5)
 
 
-def test_average_moves_at_every_tenth_call():
+def test_average_moves_at_every_tenth_call_and_forgets_where_it_began():
     average = MovingAverage(torch.zeros(2), decay=0.995, every=10)
     for _ in range(25):
         average.update(torch.ones(2))
-    torch.testing.assert_close(average.average, torch.full((2,), 1 - 0.995**2))
+    torch.testing.assert_close(average.average, torch.full((2,), 1 - 1 / 10 * 2 / 11))
+    average = MovingAverage(torch.zeros(2), decay=0.5, every=1)
+    for _ in range(20):
+        average.update(torch.ones(2))
+    average.update(torch.zeros(2))
+    torch.testing.assert_close(average.average, torch.full((2,), 0.5))
 
 
 def trained(compiled=False, blocks=2):

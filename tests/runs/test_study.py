@@ -28,7 +28,9 @@ def test_what_is_published_names_its_command(tmp_path, capsys):
     script = tmp_path / "results" / "bandit" / "a9.py"
     script.parent.mkdir(parents=True)
     partial(script).write_text("")
-    publish(script, " --seeds 3", {"figure": 2}, lambda document: f"{document['figure']} {document['command']}")
+    publish(
+        script, " --seeds 3", {"figure": 2}, lambda document: f"{document['figure']} {document['command']}"
+    )
     document = json.loads(script.with_suffix(".json").read_text())
     assert document["command"] == "python results/bandit/a9.py --seeds 3"
     assert document["versions"]

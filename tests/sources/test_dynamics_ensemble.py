@@ -78,6 +78,14 @@ def test_dynamics_and_their_noise_are_learned(trained):
     assert reward.mean().item() == pytest.approx(1.0, abs=0.05)
 
 
+def test_each_row_gets_its_own_answer(trained):
+    source = EnsembleSource(trained, linear_log())
+    state = torch.linspace(-2, 2, 101)[:, None].expand(101, 2).contiguous()
+    following, reward = source.answer(state, torch.zeros(101, 1), seeded())
+    assert (following[:, 1] + state[:, 1]).square().mean().item() < 0.3
+    assert (reward - state[:, 0]).square().mean().item() < 0.1
+
+
 def test_what_a_terminal_led_to_is_not_learned():
     fit = EnsembleFit(linear_log(terminal=True), CONFIG, 0)
     fit.advance(100)
