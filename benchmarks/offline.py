@@ -275,6 +275,9 @@ def main() -> None:
                 "ours, bfloat16 products": ours(method, log, products="bfloat16"),
                 f"ours, {STACKED} seeds, 1 thread": ours(method, log, seeds=STACKED),
                 f"ours, {STACKED} seeds, 2 threads": ours(method, log, seeds=STACKED, threads=2),
+                f"ours, {STACKED} seeds, 2 threads, bfloat16 products": ours(
+                    method, log, seeds=STACKED, threads=2, products="bfloat16"
+                ),
                 "plain PyTorch": Plain(log).side(method),
                 "products alone": floor(method),
             }

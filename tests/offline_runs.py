@@ -35,21 +35,10 @@ def pendulum_like_log(path: Path, *, episodes: int = 12, steps: int = 30, seed: 
     return path
 
 
-class OfflineRun(Run):
-    """A run that takes in synthetic experience."""
-
-    def invented(self, made):
-        self.costs[f"{made.source}_steps"] += made.transitions.rows
-        self._row.update(self.costs)
-        first, self._episodes = self._episodes, self._episodes + made.transitions.episodes
-        if self.config.store:
-            self._keep_experience(made.to_table(self.id, first, self._started_ms))
-
-
-def started(folder: Path, recipe: str, config) -> OfflineRun:
+def started(folder: Path, recipe: str, config) -> Run:
     """A run in this folder: begun, or taken up again where it stands; a checkpoint after every iteration."""
     resumed = (folder / "config.yaml").exists()
     if not resumed:
         create_folder(folder, recipe, config)
     quiet = Console(file=io.StringIO())
-    return OfflineRun(folder, recipe, config, console=quiet, resumed=resumed, checkpoint_seconds=0)
+    return Run(folder, recipe, config, console=quiet, resumed=resumed, checkpoint_seconds=0)

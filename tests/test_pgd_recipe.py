@@ -80,7 +80,7 @@ def test_synthetic_sets_are_stored_with_what_guided_them_and_no_propensity(tmp_p
     table = Store.open(tmp_path / "run" / "experience.lance").read()
     validate(table)
     source = np.array(table["source"].to_pylist())
-    version = table["policy_version"].to_pandas().to_numpy()
+    version = np.array(table["policy_version"].to_pylist(), float)
     # The first set is unguided; the second was guided by the actor after 20 updates.
     assert set(source) == {"dreamed", "guided"}
     assert np.isnan(version[source == "dreamed"]).all()

@@ -11,7 +11,7 @@ They differ in a handful of lines, so they are methods of one update (in the man
 An update is, as in ``pgd.md`` 2.7: targets move, one step of the actor, then `critic_updates` steps of the critics;
 under iql all step together, each from what the others were before. Everything an update does, the gather of its rows,
 forward, backward, Adam and the moving targets, is one compiled call. Several seeds run stacked: they share the log, the
-compiled update and the process, and as many of them are at work as torch has threads. Each has its own row of
+compiled update and the process, and their updates are spread evenly over torch's threads. Each has its own row of
 parameters, its own draws, and comes out as if it had run alone, bit for bit. (One batched product for all seeds takes a
 third longer than one product a seed: at 256 × 256 a product fills a core, and five of them overflow its cache.)
 """
@@ -22,8 +22,8 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event
 from typing import Literal
 
 import torch
@@ -331,20 +331,30 @@ class OfflineLearner:
         rates = self._rates(len(rows)).unbind()
         packed = packed.contiguous()
 
-        def learn(seed: int) -> Tensor:
+        def calls(seed: int, first: int, stop: int) -> Iterator[list[Tensor]]:
             state = [tensor[seed] for tensor in self._state.values()]
-            chances = (tensor[:, seed].contiguous().unbind() for tensor in (rows, noise, subset))
-            with torch.no_grad():
-                calls = ([*state, packed, *chance] for chance in zip(*chances, rates, strict=True))
-                return torch.stack([self._native(arguments)(*arguments)[0] for arguments in calls])
+            chances = (tensor[first:stop, seed].contiguous().unbind() for tensor in (rows, noise, subset))
+            return ([*state, packed, *chance] for chance in zip(*chances, rates[first:stop], strict=True))
 
-        seeds = range(len(self.seeds))
-        if len(seeds) == 1 or not self._compiled:  # Tracing puts parameters into modules, which are shared.
-            measures = torch.stack([learn(seed) for seed in seeds], 1)
+        def learn(seed: int, first: int, stop: int) -> Tensor:
+            with torch.no_grad():
+                each = calls(seed, first, stop)
+                return torch.stack([self._native(arguments)(*arguments)[0] for arguments in each])
+
+        seeds, updates, threads = len(self.seeds), len(rows), torch.get_num_threads()
+        if seeds == 1 or not self._compiled:  # Tracing puts parameters into modules, which are shared.
+            parts = {(seed, 0, updates): learn(seed, 0, updates) for seed in range(seeds)}
         else:
-            with _lanes() as pool:
-                first = [] if self._function else [learn(0)]
-                measures = torch.stack([*first, *pool.map(learn, seeds[len(first) :])], 1)
+            torch.set_num_threads(
+                1
+            )  # A lane computes alone; how many threads a product uses is its caller's setting.
+            try:
+                self._native(next(calls(0, 0, updates)))
+                parts = _in_lanes(learn, lanes(seeds, updates, threads))
+            finally:
+                torch.set_num_threads(threads)
+        of_seeds = ([parts[part] for part in sorted(parts) if part[0] == seed] for seed in range(seeds))
+        measures = torch.stack([torch.cat(found) for found in of_seeds], 1)
         self._refuse(measures)
         self.updates += len(rows)
         for policy in self.policies:
@@ -606,16 +616,46 @@ class OfflineLearner:
             )
 
 
-@contextmanager
-def _lanes() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch has, each computing alone (how many a product uses is a setting of its caller)."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
+Part = tuple[int, int, int]
+"""Seed, first update, and the update before which it ends."""
+
+
+def lanes(seeds: int, updates: int, threads: int) -> list[list[Part]]:
+    """What each thread does so that all end together: McNaughton's wrap-around rule.
+
+    Seeds lie end to end and are cut into equal lengths. One that a cut divides begins as the first part of the later
+    lane and is continued as the last part of the earlier one, by when its beginning is over where all are equally fast.
+    """
+    number = min(threads, seeds)
+    cuts = [lane * seeds * updates // number for lane in range(number + 1)]
+    plan: list[list[Part]] = [[] for _ in range(number)]
+    for seed in range(seeds):
+        start, stop = seed * updates, (seed + 1) * updates
+        within = [lane for lane in range(number) if cuts[lane] < stop and start < cuts[lane + 1]]
+        beginning = stop - max(start, cuts[within[-1]])
+        plan[within[-1]].append((seed, 0, beginning))
+        if len(within) == 2:
+            plan[within[0]].append((seed, beginning, updates))
+    return plan
+
+
+def _in_lanes(learn: Callable[[int, int, int], Tensor], plan: list[list[Part]]) -> dict[Part, Tensor]:
+    """The results of all parts, each lane in a thread; a part that continues another waits for it."""
+    over = {(seed, stop): Event() for lane in plan for seed, _, stop in lane}
+
+    def work(lane: list[Part]) -> dict[Part, Tensor]:
+        found = {}
+        for seed, first, stop in lane:
+            if first:
+                over[seed, first].wait()
+            try:
+                found[seed, first, stop] = learn(seed, first, stop)
+            finally:
+                over[seed, stop].set()
+        return found
+
+    with ThreadPoolExecutor(len(plan), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return {part: result for found in pool.map(work, plan) for part, result in found.items()}
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from typing import Literal
 import torch
 
 from peira.evaluation.episodes import evaluate
+from peira.experience.store import Store
 from peira.learners.offline import OfflineLearner, Settings, standardisation
 from peira.policies.continuous import ContinuousPolicy
 from peira.recipes.ppo import check_ranges
@@ -432,7 +433,7 @@ def run(config: Config, run: Run) -> ContinuousPolicy:
             if (made := maker.make(policy)) is not None:
                 buffer.refresh(made, learner.updates)
                 packed = None
-                run.invented(made)
+                keep(run, made)
                 if (told := made.about.get("mean_log_pi")) is not None:
                     run.log({"strength": made.about["strength"], "synthetic_log_pi": told})
         else:
@@ -446,6 +447,15 @@ def run(config: Config, run: Run) -> ContinuousPolicy:
             if run.evaluation_due:
                 run.evaluated(evaluate(policy, config.env, config.evaluation_episodes, run.evaluation_seed))
     return policy
+
+
+def keep(run: Run, made: SyntheticSet) -> None:
+    """Book synthetic steps under their source and store them; what a killed run stored before is not stored twice."""
+    run.costs[f"{made.source}_steps"] += made.transitions.rows
+    run.log(dict(run.costs))
+    table = made.to_table(run.episode_ids(made.transitions.episodes))
+    if run.config.store:
+        Store.open(run.folder / "experience.lance", mode="a").append(table, skip_existing=True)
 
 
 def book(run: Run, buffer: MixedBuffer, update: int, updates: int) -> None:

@@ -65,9 +65,7 @@ def trained(folder: Path, arguments: list[str]) -> dict:
 
 def measured(path: Path, labels: Iterable[str], measure: Callable[[str], dict]) -> dict[str, dict]:
     """`measure` of every label, kept line by line in `path` as they come: a study cut off goes on from there."""
-    found: dict[str, dict] = {}
-    if path.exists():
-        found = dict(json.loads(line) for line in path.read_text().splitlines())
+    found = kept(path)
     labels = list(labels)
     began = time.monotonic()
     with path.open("a") as lines:
@@ -85,8 +83,14 @@ def measured(path: Path, labels: Iterable[str], measure: Callable[[str], dict]) 
     return {label: found[label] for label in labels}
 
 
-def publish(script: Path, arguments: str, document: dict, page: Callable[[dict], str]) -> None:
-    """Write the .json and the .md beside a script of `results/` and print the page; what was kept so far is removed."""
+def publish(
+    script: Path, arguments: str, document: dict, page: Callable[[dict], str], *, finished: bool = True
+) -> None:
+    """Write the .json and the .md beside a script of `results/` and print the page.
+
+    What `measured` kept is removed when the study is finished; until then it stays beside the script and goes into the
+    repository with it, so that whoever goes on measures only what is missing.
+    """
     document = {
         "command": f"python results/{script.parent.name}/{script.name}{arguments}",
         **document,
@@ -97,8 +101,14 @@ def publish(script: Path, arguments: str, document: dict, page: Callable[[dict],
     footer = "Versions: " + ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     text = "\n".join([page(document), "", footer, ""])
     script.with_suffix(".md").write_text(text)
-    partial(script).unlink(missing_ok=True)
+    if finished:
+        partial(script).unlink(missing_ok=True)
     print(text)
+
+
+def kept(path: Path) -> dict[str, dict]:
+    """What a study has measured so far, by label."""
+    return dict(json.loads(line) for line in path.read_text().splitlines()) if path.exists() else {}
 
 
 def partial(script: Path) -> Path:

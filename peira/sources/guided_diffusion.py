@@ -103,11 +103,15 @@ class TrajectoryDiffusion:
         return self._compiled(z, sigma)
 
     def log_density(self, policy: TargetPolicy) -> LogDensity:
-        """log π(a_t | s_t) of every step of z-scored windows, in the environment's units."""
+        """log π(a_t | s_t) in the environment's units, at the states of z-scored windows and the actions of others."""
         half = self.channels.bounds.half
 
-        def density(z: Float[Tensor, "windows time channels"]) -> Float[Tensor, "windows time"]:
-            return target_log_prob(policy, *self.channels.decision(z), half)
+        def density(
+            states: Float[Tensor, "windows time channels"], actions: Float[Tensor, "windows time channels"]
+        ) -> Float[Tensor, "windows time"]:
+            observation, _ = self.channels.decision(states)
+            _, action = self.channels.decision(actions)
+            return target_log_prob(policy, observation, action, half)
 
         return density
 

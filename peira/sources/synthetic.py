@@ -5,6 +5,7 @@ No policy chose these steps with a known probability, so that none is ever writt
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
@@ -16,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from peira.experience.batch import SOURCE_CODES
-from peira.experience.episode import episode_ids, to_arrow
+from peira.experience.episode import to_arrow
 from peira.experience.schema import TIMESTAMP_TYPE, VOCABULARY, Source, source_array
 from peira.experience.transitions import TransitionLog, concatenate
 from peira.policies.continuous import DeterministicActor
@@ -130,27 +131,26 @@ class SyntheticSet:
         rest = {name: state[name] for name in ("policy_id", "policy_version", "about")}
         return SyntheticSet(TransitionLog(**state["transitions"]), Source(state["source"]), **rest)
 
-    def to_table(self, run_id: str, first_episode: int, started_ms: int) -> pa.Table:
-        """Steps as a store holds them: each window or rollout an episode named after (run_id, first_episode + i).
+    def to_table(self, ids: Sequence[str]) -> pa.Table:
+        """Steps as a store holds them: each window or rollout an episode with one of these ids.
 
         `about` becomes columns `synthetic_…`, a number that is None null. There is no propensity or log-probability.
         """
         log = self.transitions
         last = (log.first[1:] - 1).numpy()
         length = log.length.numpy()
-        ids = np.array(episode_ids(run_id, first_episode, log.episodes, started_ms))
         not_last = np.ones((log.rows, log.observation_size), bool)
         not_last[last] = False
         final = np.ma.MaskedArray(log.next_observation.numpy(), mask=not_last)
         arrays: dict[str, tuple[pa.Array, dict | None]] = {
-            "episode_id": (pa.array(np.repeat(ids, length)), None),
+            "episode_id": (pa.array(np.repeat(np.array(ids), length)), None),
             "step": (
                 pa.array((np.arange(log.rows) - np.repeat(last + 1 - length, length)).astype(np.int32)),
                 None,
             ),
             "final_observation": to_arrow(final),
             "source": (source_array(self.source, log.rows), None),
-            "created_at": (pa.array(np.full(log.rows, started_ms * 1000)).view(TIMESTAMP_TYPE), None),
+            "created_at": (pa.array(np.full(log.rows, time.time_ns() // 1000)).view(TIMESTAMP_TYPE), None),
         }
         for name in ("observation", "action", "reward", "terminated", "truncated"):
             arrays[name] = to_arrow(getattr(log, name).numpy())

@@ -2,8 +2,8 @@
 
     python results/arpo/r2_miniwob.py --seeds 3
 
-writes r2_miniwob.json and r2_miniwob.md beside itself, anew after every run. Runs lie in --work; finished ones are used
-again, stopped ones resumed, so that pages, arms and seeds can be added. A run takes one to three minutes.
+writes r2_miniwob.json and r2_miniwob.md beside itself. Runs lie in --work; a stopped one is resumed, and what was
+measured is kept beside this script until all of it is there. A run takes one to three minutes.
 
 A task is a page and a seed: 16 fixed ones are trained on, 8 of them an iteration with 8 attempts each. Every arm has
 the same budget of real steps, resampled ones included. Areas are means over steps of the success of fresh episodes; the
@@ -11,7 +11,6 @@ policy at the end is judged on 64 seeds that nothing was trained on.
 """
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 
@@ -19,10 +18,8 @@ import numpy as np
 
 from peira.evaluation.statistics import paired_difference
 from peira.runs.plots import read_metrics
-from peira.runs.study import trained
-from peira.versions import machine, versions
+from peira.runs.study import kept, measured, partial, publish, trained
 
-HERE = Path(__file__).parent
 STEPS = 15_000
 PAGES = ["login-user", "enter-password", "click-checkboxes", "click-test-2"]
 """The untrained policy solves 0, 2 and 5 % of attempts at the first three, 42 % at the last."""
@@ -114,7 +111,6 @@ def markdown(document: dict) -> str:
                 f"{np.mean(entry['replayed']):.0f}",
             ]
             lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in document["versions"].items()), ""]
     return "\n".join(lines)
 
 
@@ -126,31 +122,27 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("runs/r2_miniwob"))
-    parser.add_argument(
-        "--finished", action="store_true", help="report the runs that are finished, start none"
-    )
+    parser.add_argument("--finished", action="store_true", help="report what is measured, start nothing")
     options = parser.parse_args()
+    script = Path(__file__)
+    runs = {
+        f"{page}/{arm}/{seed}": (page, arm, seed)
+        for seed in range(options.seeds)
+        for page in options.pages
+        for arm in options.arms
+    }
+    if options.finished:
+        runs = {label: run for label, run in runs.items() if label in kept(partial(script))}
+    measures = measured(partial(script), list(runs), lambda label: one_run(*runs[label], options.work))
     found: dict = {page: {arm: {} for arm in options.arms} for page in options.pages}
-    for seed in range(options.seeds):
-        for page in options.pages:
-            for arm in options.arms:
-                if (
-                    options.finished
-                    and not (folder_of(page, arm, seed, options.work) / "summary.json").exists()
-                ):
-                    continue
-                found[page][arm][seed] = one_run(page, arm, seed, options.work)
-                document = {
-                    "command": f"python results/arpo/r2_miniwob.py --pages {' '.join(options.pages)} "
-                    f"--arms {shlex.join(options.arms)} --seeds {options.seeds}"
-                    f"{' --finished' if options.finished else ''}",
-                    "pages": report(found),
-                    "versions": versions(),
-                    "machine": machine(),
-                }
-                (HERE / "r2_miniwob.json").write_text(json.dumps(document, indent=2) + "\n")
-                (HERE / "r2_miniwob.md").write_text(markdown(document))
-    print(markdown(document))
+    for label, (page, arm, seed) in runs.items():
+        found[page][arm][seed] = measures[label]
+    arguments = (
+        f" --pages {shlex.join(options.pages)} --arms {shlex.join(options.arms)} --seeds {options.seeds}"
+    )
+    arguments += " --finished" if options.finished else ""
+    whole = len(measures) >= 3 * len(PAGES) * len(ARMS)
+    publish(script, arguments, {"pages": report(found)}, markdown, finished=whole)
 
 
 if __name__ == "__main__":

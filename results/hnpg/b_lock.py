@@ -33,7 +33,7 @@ from peira.policies.stacked import StackedGaussianPolicy
 from peira.recipes import hnpg
 from peira.runs.plots import read_metrics, series
 from peira.runs.run import Run
-from peira.runs.study import measured, partial, publish, trained, verdicts
+from peira.runs.study import kept, measured, partial, publish, trained, verdicts
 
 WINDOW = 20_000
 BUDGET = {5: 150_000, 10: 300_000}
@@ -223,16 +223,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     runs = {"/".join(map(str, key)): key for key in plan(options.seeds, options.seeds_h10)}
+    script = Path(__file__)
     if options.finished:
-        runs = {
-            label: key
-            for label, key in runs.items()
-            if key[2] == "BC" or (folder_of(*key, options.work) / "summary.json").exists()
-        }
-    found = measured(partial(Path(__file__)), list(runs), lambda label: one_run(*runs[label], options.work))
+        runs = {label: runs[label] for label in kept(partial(script)) if label in runs}
+    found = measured(partial(script), list(runs), lambda label: one_run(*runs[label], options.work))
     arguments = f" --seeds {options.seeds} --seeds-h10 {options.seeds_h10}"
     arguments += " --finished" if options.finished else ""
-    publish(Path(__file__), arguments, report({runs[label]: run for label, run in found.items()}), page)
+    settings = report({runs[label]: run for label, run in found.items()})
+    publish(script, arguments, settings, page, finished=len(found) == len(plan(10, 3)))
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def main() -> None:
         method: [found[label] for label, run in runs.items() if run[0] == method] for method in METHODS
     }
     arguments = f" --seeds {options.seeds} --steps {options.steps} --log {options.log}"
-    publish(Path(__file__), arguments, report(by_method), page)
+    publish(Path(__file__), arguments, report(by_method), page, finished=options.seeds >= 5)
 
 
 if __name__ == "__main__":

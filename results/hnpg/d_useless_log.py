@@ -167,7 +167,7 @@ def main() -> None:
     runs = {f"{arm}/{seed}": (arm, seed) for seed in range(options.seeds) for arm in ARMS}
     found = measured(partial(Path(__file__)), list(runs), lambda label: one_run(*runs[label], options.work))
     by_arm = {arm: {seed: found[f"{arm}/{seed}"] for seed in range(options.seeds)} for arm in ARMS}
-    publish(Path(__file__), f" --seeds {options.seeds}", report(by_arm), page)
+    publish(Path(__file__), f" --seeds {options.seeds}", report(by_arm), page, finished=options.seeds >= 5)
 
 
 if __name__ == "__main__":

@@ -93,9 +93,9 @@ def closed_form(arm: str, channels: Channels) -> GaussianLaw:
     law = linear_chain(STEPS)
     scaled = GaussianLaw((law.mean - mean) / deviation, law.covariance / (deviation[:, None] * deviation))
 
-    def log_density(z: torch.Tensor) -> torch.Tensor:
-        raw = mean.view(STEPS, 2) + deviation.view(STEPS, 2) * z
-        return -0.5 * (raw[..., 1] - GAIN * raw[..., 0]).square() / VARIANCE
+    def log_density(states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        state, action = (mean.view(STEPS, 2) + deviation.view(STEPS, 2) * z for z in (states, actions))
+        return -0.5 * (action[..., 1] - GAIN * state[..., 0]).square() / VARIANCE
 
     sampled = law_of_samples(
         sampler_of(arm, scaled.denoiser((STEPS, 2)), log_density, slice(1, 2)), (STEPS, 2)
@@ -233,7 +233,13 @@ def main() -> None:
     script = Path(__file__)
     trials = measured(partial(script), map(str, range(options.seeds)), trial)
     document = {"seeds": options.seeds, **report(list(trials.values()))}
-    publish(script, "" if options.seeds == 5 else f" --seeds {options.seeds}", document, page)
+    publish(
+        script,
+        "" if options.seeds == 5 else f" --seeds {options.seeds}",
+        document,
+        page,
+        finished=options.seeds >= 5,
+    )
 
 
 if __name__ == "__main__":

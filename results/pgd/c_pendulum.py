@@ -318,7 +318,13 @@ def main() -> None:
             partial(script), map(str, range(options.seeds)), lambda label: trial(label, options.work)
         )
         document = {"seeds": options.seeds, **report(list(trials.values()))}
-        publish(script, "" if options.seeds == 5 else f" --seeds {options.seeds}", document, page)
+        publish(
+            script,
+            "" if options.seeds == 5 else f" --seeds {options.seeds}",
+            document,
+            page,
+            finished=options.seeds >= 5,
+        )
     document = json.loads(script.with_suffix(".json").read_text())
     save(guidance_plot.over_strengths(document["swept"], document["real"]), script.with_suffix(".png"))
 

@@ -137,7 +137,13 @@ def main() -> None:
     labels = [f"{env} {data} {seed}" for seed in range(options.seeds) for env in REFERENCE for data in DATA]
     cells = measured(partial(script), labels, lambda label: cell(label, options.work, options.logs))
     document = {"seeds": options.seeds, **report(cells, options.seeds)}
-    publish(script, "" if options.seeds == 3 else f" --seeds {options.seeds}", document, page)
+    publish(
+        script,
+        "" if options.seeds == 3 else f" --seeds {options.seeds}",
+        document,
+        page,
+        finished=options.seeds >= 3,
+    )
 
 
 if __name__ == "__main__":

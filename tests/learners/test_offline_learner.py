@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from peira.experience.transitions import TransitionLog
-from peira.learners.offline import OfflineLearner, Settings, best_episodes, standardisation
+from peira.learners.offline import OfflineLearner, Settings, best_episodes, lanes, standardisation
 
 SMALL = {"hidden": (16, 16), "batch": 32}
 EVERY = {
@@ -79,6 +79,25 @@ def test_stacked_seeds_come_out_as_if_each_had_run_alone(name):
         torch.testing.assert_close(parameters(alone.policies[0]), parameters(together.policies[place]))
     assert not torch.allclose(parameters(together.policies[0]), parameters(together.policies[1]))
     assert [policy.version for policy in together.policies] == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "updates", "threads"), [(5, 10, 2), (5, 1, 2), (3, 7, 2), (2, 4, 8), (7, 5, 3)]
+)
+def test_lanes_are_equally_long_and_what_a_part_continues_is_over_by_then(seeds, updates, threads):
+    plan = lanes(seeds, updates, threads)
+    lengths = [sum(stop - first for _, first, stop in lane) for lane in plan]
+    assert len(plan) == min(seeds, threads) and max(lengths) - min(lengths) <= 1
+    parts = sorted(part for lane in plan for part in lane)
+    assert [
+        update for seed in range(seeds) for part in parts if part[0] == seed for update in range(*part[1:])
+    ] == (list(range(updates)) * seeds)
+    for lane in plan:
+        clock = 0
+        for seed, first, stop in lane:
+            # Its beginning is the first thing that another lane does.
+            assert not first or ((seed, 0, first) in [other[0] for other in plan] and first <= clock)
+            clock += stop - first
 
 
 def test_the_compiled_update_is_the_plain_one_and_lanes_do_not_mix():

@@ -17,12 +17,12 @@ NOTHING, QUARTER = torch.zeros(STEPS, dtype=torch.float64), torch.full((STEPS,),
 TILTED = DATA.tilted(TARGET, NOTHING, QUARTER)
 
 
-def log_density(z):
-    return -0.5 * (z[..., 1] + 0.8 * z[..., 0]) ** 2 / 0.25
+def log_density(s, a):
+    return -0.5 * (a[..., 1] + 0.8 * s[..., 0]) ** 2 / 0.25
 
 
-def behaviour_density(z):
-    return -0.5 * (z[..., 1] + 0.2 * z[..., 0]) ** 2 / 0.25
+def behaviour_density(s, a):
+    return -0.5 * (a[..., 1] + 0.2 * s[..., 0]) ** 2 / 0.25
 
 
 def sampled(mode, **settings):

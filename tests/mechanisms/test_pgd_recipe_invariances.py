@@ -18,8 +18,8 @@ NETWORK = make_denoiser(
 ).requires_grad_(False)
 
 
-def log_density(z):
-    return -0.5 * ((z[..., 1] - 0.3 - 0.5 * z[..., 0]) / 0.4) ** 2
+def log_density(s, a):
+    return -0.5 * ((a[..., 1] - 0.3 - 0.5 * s[..., 0]) / 0.4) ** 2
 
 
 def drawn(config=CONFIG, density=log_density, windows=6, length=8):
@@ -28,9 +28,11 @@ def drawn(config=CONFIG, density=log_density, windows=6, length=8):
 
 
 def test_scaling_the_density_changes_nothing_once_normalised():
-    torch.testing.assert_close(drawn(), drawn(density=lambda z: 10 * log_density(z)), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        drawn(), drawn(density=lambda s, a: 10 * log_density(s, a)), atol=1e-3, rtol=1e-3
+    )
     raw = replace(CONFIG, normalise="none", strength=0.01)
-    assert not torch.allclose(drawn(raw), drawn(raw, density=lambda z: 10 * log_density(z)), atol=0.05)
+    assert not torch.allclose(drawn(raw), drawn(raw, density=lambda s, a: 10 * log_density(s, a)), atol=0.05)
 
 
 def test_doubling_the_length_lowers_the_shift_by_root_two():
@@ -41,7 +43,7 @@ def test_doubling_the_length_lowers_the_shift_by_root_two():
                 lambda x, sigma: x / (1 + sigma.square()),
                 replace(OFFICIAL, steps=64, strength=strength),
                 actions=slice(0, 1),
-                log_density=lambda z: -0.5 * (z[..., 0] - 5.0) ** 2,
+                log_density=lambda _, z: -0.5 * (z[..., 0] - 5.0) ** 2,
             )
             generator = torch.Generator().manual_seed(0)
             means.append(sampler.sample(100, (length, 1), generator).mean().item())
@@ -87,7 +89,7 @@ def test_the_schedule_sums_to_what_the_specification_says():
 
 def test_no_gradient_is_no_guidance_where_the_official_norm_gives_nan():
     """g/‖g‖ + 1e-8, as the official code's precedence has it, is NaN at the mean of the policy."""
-    flat = drawn(density=lambda z: 0.0 * z[..., 1])
+    flat = drawn(density=lambda _, a: 0.0 * a[..., 1])
     assert torch.equal(flat, drawn(density=None))
     gradient = torch.zeros(3)
     assert (gradient / gradient.norm() + 1e-8).isnan().all()
@@ -98,7 +100,7 @@ def test_clamped_gradients_stay_within_the_clamp():
         NETWORK,
         replace(CONFIG, normalise="none", gradient_clamp=1.0),
         actions=ACTIONS,
-        log_density=lambda z: 1000 * log_density(z),
+        log_density=lambda s, a: 1000 * log_density(s, a),
     )
     x = torch.randn(4, 8, CHANNELS, generator=torch.Generator().manual_seed(2))
     moved = (sampler._nudged(x, 0) - x)[..., 1]
@@ -138,7 +140,7 @@ def test_gradient_goes_through_tanh_and_scale_with_no_jacobian_term(low, high):
     mean, deviation, m, s = 0.2, 0.8, 0.3, 0.5
     density = guided_model(mean, deviation, low, high).log_density(Gaussian(m, s))
     z = torch.tensor([[[0.0, value, 0.0, 0.0] for value in (-1.5, -0.2, 0.4, 1.1)]], requires_grad=True)
-    (gradient,) = torch.autograd.grad(density(z).sum(), z)
+    (gradient,) = torch.autograd.grad(density(z.detach(), z).sum(), z)
     unit = (mean + deviation * z.detach().double()[..., 1]).tanh()
     half, middle = (high - low) / 2, (high + low) / 2
     expected = -(middle + half * unit - m) / s**2 * half * (1 - unit**2) * deviation

@@ -18,7 +18,7 @@ def standard(x, sigma):
 
 
 def log_density(mean, variance):
-    return lambda z: -0.5 * (z[..., 0] - mean) ** 2 / variance
+    return lambda _, z: -0.5 * (z[..., 0] - mean) ** 2 / variance
 
 
 def sampled(mean, variance, strength, mode, churn):
@@ -121,7 +121,7 @@ def test_the_recipe_depends_on_the_size_of_the_block(length, strength, mean, var
         standard,
         config,
         actions=ONE,
-        log_density=lambda z: -0.5 * (z[..., 0] - 1.0) ** 2,
+        log_density=lambda _, z: -0.5 * (z[..., 0] - 1.0) ** 2,
     )
     drawn = sampler.sample(max(64, 6400 // length), (length, 1), torch.Generator().manual_seed(0))
     assert drawn.mean().item() == pytest.approx(mean, abs=0.03)
@@ -136,7 +136,7 @@ def test_normalising_each_step_makes_the_strength_free_of_the_length():
             standard,
             config,
             actions=ONE,
-            log_density=lambda z: -0.5 * (z[..., 0] - 1.0) ** 2,
+            log_density=lambda _, z: -0.5 * (z[..., 0] - 1.0) ** 2,
         )
         means.append(
             sampler.sample(12_800 // length, (length, 1), torch.Generator().manual_seed(0)).mean().item()

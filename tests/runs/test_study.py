@@ -28,9 +28,14 @@ def test_what_is_published_names_its_command(tmp_path, capsys):
     script = tmp_path / "results" / "bandit" / "a9.py"
     script.parent.mkdir(parents=True)
     partial(script).write_text("")
-    publish(
-        script, " --seeds 3", {"figure": 2}, lambda document: f"{document['figure']} {document['command']}"
-    )
+
+    def page(document):
+        return f"{document['figure']} {document['command']}"
+
+    publish(script, " --seeds 2", {"figure": 1}, page, finished=False)
+    assert partial(script).exists()
+    capsys.readouterr()
+    publish(script, " --seeds 3", {"figure": 2}, page)
     document = json.loads(script.with_suffix(".json").read_text())
     assert document["command"] == "python results/bandit/a9.py --seeds 3"
     assert document["versions"]

@@ -134,7 +134,7 @@ def test_rollouts_follow_the_policy_within_the_bounds_and_carry_their_version(tr
     inner[log.first[1:] - 1] = False
     assert torch.equal(log.next_observation[inner], log.observation[inner.roll(1)])
     assert log.truncated.sum() == 50 and not log.truncated[inner].any()
-    validate(made.to_table("run", 0, 1_000))
+    validate(made.to_table([f"{n:026d}" for n in range(made.transitions.episodes)]))
     with pytest.raises(ValueError, match="policy: an ensemble is rolled out under a policy"):
         source.part(5, None, seeded())
 

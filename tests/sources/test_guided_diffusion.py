@@ -164,6 +164,23 @@ def test_every_denoiser_call_takes_all_windows(model, n):
     assert seen == [n] * (2 * 8 - 1 + 8 - 1)
 
 
+@pytest.mark.parametrize(
+    ("mode", "flows"),
+    [("recipe", False), ("stopgrad", False), ("dps-before", False), ("dps-after", True), ("dps-full", True)],
+)
+def test_gradients_reach_states_only_where_they_are_asked_for(model, mode, flows):
+    seen = set()
+
+    class Watched(Target):
+        def log_prob(self, observation, action):
+            assert action.requires_grad
+            seen.add(observation.requires_grad)
+            return super().log_prob(observation, action)
+
+    generate(model, Watched(), replace(SAMPLER, guidance=mode), 200, seeded())
+    assert seen == {flows}
+
+
 def test_large_sets_are_sampled_in_equal_parts(model):
     assert generate(model, None, SAMPLER, 11, seeded(), side_by_side=4).shape == (11, 6, 4)
     source = DiffusionSource(model, SAMPLER, windows=1025)
@@ -241,7 +258,7 @@ def test_experience_says_where_it_comes_from(model, tmp_path):
     assert (guided.source, guided.policy_id, guided.policy_version) == (Source.GUIDED, "target", 7)
     assert guided.about["strength"] == 0.5 and guided.about["mode"] == "recipe"
     assert math.isfinite(guided.about["mean_log_pi"])
-    table = validate(guided.to_table("run", 0, 1_000))
+    table = validate(guided.to_table([f"{n:026d}" for n in range(9)]))
     assert not {"propensity", "behaviour_log_prob"} & set(table.column_names)
     back = from_table(table)
     torch.testing.assert_close(back.next_observation, guided.transitions.next_observation)
@@ -249,7 +266,7 @@ def test_experience_says_where_it_comes_from(model, tmp_path):
     unguided = as_experience(model, z, None, SAMPLER, seed=3)
     assert (unguided.source, unguided.policy_version) == (Source.DREAMED, None)
     assert unguided.about["strength"] == 0.0
-    assert validate(unguided.to_table("run", 0, 1_000))["policy_version"].null_count == 9 * 5
+    assert validate(unguided.to_table([f"{n:026d}" for n in range(9)]))["policy_version"].null_count == 9 * 5
 
 
 def test_one_seed_is_one_set(model):

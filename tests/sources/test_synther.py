@@ -48,7 +48,7 @@ def test_transitions_hang_together_and_terminals_are_as_frequent():
     assert (log.observation[log.terminated, 0] > 0.674).float().mean().item() > 0.8
     assert torch.equal(log.truncated, ~log.terminated)
     assert log.action.abs().max() <= 2.0
-    validate(made.to_table("run", 0, 1_000))
+    validate(made.to_table([f"{n:026d}" for n in range(made.transitions.episodes)]))
 
 
 def test_the_terminal_is_not_z_scored():

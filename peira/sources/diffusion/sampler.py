@@ -12,8 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 Denoise = Callable[[Float[Tensor, "windows time channels"], Float[Tensor, " noise"]], Tensor]
-LogDensity = Callable[[Float[Tensor, "windows time channels"]], Float[Tensor, "windows time"]]
+LogDensity = Callable[
+    [Float[Tensor, "windows time channels"], Float[Tensor, "windows time channels"]],
+    Float[Tensor, "windows time"],
+]
+"""log π of every step of z-scored windows: states are read from the first argument, actions from the second."""
 
+_BLOCK = 1024
+"""Steps whose policy gradient is taken together: what a policy's layers hold of them stays in the cache."""
 _SMALLEST_NORM = 1e-8
 """A gradient shorter than this is not made longer: where it is 0 there is no direction to go."""
 
@@ -100,7 +106,7 @@ OFFICIAL = SamplerConfig(steps=256, churn=80.0, churn_noise=1.003)
 class Sampler:
     """EDM's sampler (Karras et al. 2022, algorithm 2) with guidance.
 
-    `denoise(x, sigma)` gives the clean windows. `log_density(z)` gives log π of every step of z-scored windows, and
+    `denoise(x, sigma)` gives the clean windows. `log_density` gives log π of every step of z-scored windows, and
     `behaviour_density` the behaviour policy's, where κ is not 0; gradients are taken through them. All windows go
     through every call together, and no window's result depends on another's.
     """
@@ -201,16 +207,8 @@ class Sampler:
         return gradient
 
     def _gradient_of(self, density: LogDensity, z: Tensor, name: str, sigma: float, states: bool) -> Tensor:
-        z = z.detach()
-        leaf = (z if states else z[..., self.actions]).clone().requires_grad_()
-        with torch.enable_grad():
-            before, after = z[..., : self.actions.start], z[..., self.actions.stop :]
-            total = density(leaf if states else torch.cat([before, leaf, after], -1)).sum()
-            if not total.requires_grad:
-                raise ValueError(
-                    f"{name}: its log_prob does not depend on the action differentiably; use torch in it"
-                )
-            (gradient,) = torch.autograd.grad(total, leaf)
+        blocks = z.detach().split(max(1, _BLOCK // z.shape[1]))
+        gradient = torch.cat([self._gradient_in_block(density, block, name, states) for block in blocks])
         if not math.isfinite(gradient.sum().item()) and not bool(gradient.isfinite().all()):
             raise ValueError(
                 f"{name}: the gradient of its log_prob is not finite at noise level {sigma:.3g} in "
@@ -219,6 +217,20 @@ class Sampler:
         if self.config.gradient_clamp is not None:
             gradient = gradient.clamp(-self.config.gradient_clamp, self.config.gradient_clamp)
         return gradient
+
+    def _gradient_in_block(self, density: LogDensity, z: Tensor, name: str, states: bool) -> Tensor:
+        with torch.enable_grad():
+            leaf = (z if states else z[..., self.actions]).clone().requires_grad_()
+            before, after = z[..., : self.actions.start], z[..., self.actions.stop :]
+            # Where states are held, nothing flows back through what the policy makes of them.
+            total = (
+                density(leaf, leaf) if states else density(z, torch.cat([before, leaf, after], -1))
+            ).sum()
+            if not total.requires_grad:
+                raise ValueError(
+                    f"{name}: its log_prob does not depend on the action differentiably; use torch in it"
+                )
+            return torch.autograd.grad(total, leaf)[0]
 
     def _denoised(self, x: Tensor, sigma: float) -> Tensor:
         with torch.no_grad():
