@@ -27,7 +27,6 @@ from typing import Literal
 import torch
 
 from peira.evaluation.episodes import evaluate
-from peira.experience.store import Store
 from peira.learners.offline import OfflineLearner, Settings, standardisation
 from peira.policies.continuous import ContinuousPolicy
 from peira.recipes.ppo import check_ranges
@@ -203,6 +202,15 @@ class Maker:
     def is_fitting(self) -> bool:
         """Whether there is still something to be learned from the log."""
         return (self._fit is not None and not self._fit.is_over) or self._cloning
+
+    def doing(self, due: bool) -> tuple[str, int, int]:
+        """What stands before the policy's updates, how much of it is done, and of how much: for people who wait."""
+        updates = self._config.fit_updates
+        if self._fit is not None and not self._fit.is_over:
+            return "compiling, then fitting the source to the log", self._fit.step, updates
+        if self._cloning:
+            return "cloning the behaviour policy", self._behaviour.updates, updates
+        return ("inventing experience" if due else ""), 0, 0
 
     @property
     def remarks(self) -> list[str]:
@@ -427,13 +435,14 @@ def run(config: Config, run: Run) -> ContinuousPolicy:
     # Asked for before the loop: what a resumed run has not asked for by its first checkpoint is lost.
     drawing, packed = run.generator("batches"), None
     for _ in run.iterations(config.chunk, budget="updates"):
+        run.doing(*(("",) if maker is None else maker.doing(buffer.due(learner.updates))))
         if maker is not None and maker.is_fitting:
             run.log(maker.fit())
         elif buffer.due(learner.updates):
             if (made := maker.make(policy)) is not None:
                 buffer.refresh(made, learner.updates)
                 packed = None
-                keep(run, made)
+                run.invented(made)
                 if (told := made.about.get("mean_log_pi")) is not None:
                     run.log({"strength": made.about["strength"], "synthetic_log_pi": told})
         else:
@@ -447,15 +456,6 @@ def run(config: Config, run: Run) -> ContinuousPolicy:
             if run.evaluation_due:
                 run.evaluated(evaluate(policy, config.env, config.evaluation_episodes, run.evaluation_seed))
     return policy
-
-
-def keep(run: Run, made: SyntheticSet) -> None:
-    """Book synthetic steps under their source and store them; what a killed run stored before is not stored twice."""
-    run.costs[f"{made.source}_steps"] += made.transitions.rows
-    run.log(dict(run.costs))
-    table = made.to_table(run.episode_ids(made.transitions.episodes))
-    if run.config.store:
-        Store.open(run.folder / "experience.lance", mode="a").append(table, skip_existing=True)
 
 
 def book(run: Run, buffer: MixedBuffer, update: int, updates: int) -> None:

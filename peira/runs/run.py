@@ -36,6 +36,7 @@ from peira.policies.actor_critic import ActorCritic
 from peira.policies.files import policy_hash, save_policy
 from peira.runs import checkpoint, plots
 from peira.runs.ledger import COSTS, on_policy_columns
+from peira.sources.synthetic import SyntheticSet
 from peira.versions import machine, versions
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -80,6 +81,7 @@ class Run:
         self._state: dict | None = None
         self._checkpointed: int | None = None
         self._remarks: list[str] = []
+        self._doing = ""
         self._resumed = resumed
         self._lock = _lock(folder)
         about = yaml.safe_load((folder / "config.yaml").read_text())
@@ -167,13 +169,13 @@ class Run:
         saved = time.monotonic()
         self._batch_steps = batch_steps
         try:
-            with _Progress(self) as progress:
+            with _Progress(self) as self._progress:
                 while not self.is_over:
                     self.iteration += 1
                     self._row = {}
                     yield self.iteration
                     self._write_metrics()
-                    progress.show(self._row)
+                    self._progress.show(self._row)
                     if self._interrupted or time.monotonic() - saved >= self._checkpoint_seconds:
                         self.checkpoint()
                         saved = time.monotonic()
@@ -238,6 +240,19 @@ class Run:
                 started_ms=self._started_ms,
             )
             self._keep_experience(steps)
+
+    def invented(self, made: SyntheticSet) -> None:
+        """Book synthetic steps under their source, and hand them to the store."""
+        self.costs[f"{made.source}_steps"] += made.transitions.rows
+        self._row.update(self.costs)
+        if self.config.store:
+            self._keep_experience(made.to_table(self.episode_ids(made.transitions.episodes)))
+
+    def doing(self, what: str, done: int = 0, total: int = 0) -> None:
+        """Say what an iteration is about to do where that spends nothing of the budget; "" where it does again."""
+        begins = what != self._doing.split(" (")[0]
+        self._doing = f"{what} ({done:,} of {total:,})" if total else what
+        self._progress.show({}, at_once=begins and what != "")
 
     def remark(self, lines: list[str]) -> None:
         """What people should read beside the score: `remarks` of the summary."""
@@ -487,26 +502,33 @@ class _Progress:
 
     def __enter__(self) -> _Progress:
         run = self._run
-        title = f"{run.recipe} {run.config.env} seed {run.seed}"
         if self._bar is not None:
             self._bar.start()
-            self._task = self._bar.add_task(title, total=run.budget, completed=run.spent, score=self._score)
+            self._task = self._bar.add_task(
+                self._title, total=run.budget, completed=run.spent, score=self._score
+            )
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
-    def show(self, row: dict[str, float]) -> None:
+    @property
+    def _title(self) -> str:
+        run = self._run
+        return f"{run.recipe} {run.config.env} seed {run.seed}" + (f", {run._doing}" if run._doing else "")
+
+    def show(self, row: dict[str, float], *, at_once: bool = False) -> None:
         run = self._run
         if "evaluation_return" in row:
             self._score = f"{row['evaluation_return']:.4g}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=min(run.spent, run.budget), score=self._score)
-        elif time.monotonic() - self._said >= SECONDS_BETWEEN_LINES or run.is_over:
+            done = min(run.spent, run.budget)
+            self._bar.update(self._task, description=self._title, completed=done, score=self._score)
+        elif at_once or time.monotonic() - self._said >= SECONDS_BETWEEN_LINES or run.is_over:
             self._said = time.monotonic()
             self._console.print(
-                f"{run.recipe} {run.config.env} seed {run.seed}: {run.spent:,}/{run.budget:,} {self._unit}, "
+                f"{self._title}: {run.spent:,}/{run.budget:,} {self._unit}, "
                 f"return {self._score}, {run.wall_seconds:.0f} s",
                 highlight=False,
                 soft_wrap=True,
