@@ -185,16 +185,19 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def until_killed_in(function: str, *, call: int) -> str:
-    """Python that makes the process kill itself when it enters `module:attribute` for the `call`-th time."""
+    """Python by which a process kills itself as it enters `module:function` or `module:Class.method` the `call`-th time."""
     module, _, attribute = function.partition(":")
     return f"""
 import importlib, os, signal
+*owner, attribute = {attribute!r}.split(".")
 module, calls = importlib.import_module({module!r}), []
-true_function = getattr(module, {attribute!r})
+for name in owner:
+    module = getattr(module, name)
+true_function = getattr(module, attribute)
 def deadly(*arguments, **named):
     calls.append(None)
     if len(calls) == {call}:
         os.kill(os.getpid(), signal.SIGKILL)
     return true_function(*arguments, **named)
-setattr(module, {attribute!r}, deadly)
+setattr(module, attribute, deadly)
 """

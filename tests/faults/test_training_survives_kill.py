@@ -100,6 +100,45 @@ def test_ten_kills_at_random_moments_change_nothing(commands, undisturbed, name)
     assert_same(folder, reference)
 
 
+TINY_LOG = ["--log-trajectories", "200", "--evaluation-episodes", "20", "--checkpoint-seconds", "0"]
+HYBRID = {
+    "hnpg": ["--steps", "1000", "--batch-steps", "250", "--critic-steps", "3", *TINY_LOG],
+    "rlpd": [
+        "--steps",
+        "80",
+        "--batch-steps",
+        "20",
+        "--warm-up",
+        "20",
+        "--batch",
+        "16",
+        "--no-compiled",
+        *TINY_LOG,
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "moment", "call"),
+    [
+        ("hnpg", "peira.credit.hybrid_critic:HybridCritic.sweep", 3),
+        ("hnpg", "peira.learners.natural_gradient:NaturalGradient.update", 3),
+        ("hnpg", "peira.runs.checkpoint:save_file", 3),
+        ("rlpd", "peira.learners.offline:OfflineLearner.update", 3),
+    ],
+)
+def test_a_kill_while_log_and_fresh_steps_are_learned_from_changes_nothing(commands, recipe, moment, call):
+    start = ["run", recipe, "--env", "lock-h5", "--log", "mixed", *HYBRID[recipe]]
+    reference, folder = (commands.folder / f"{of} {recipe} {moment}" for of in ("whole", "killed"))
+    assert commands.run(*start, "--out", reference).status == 0
+    ended = commands.run(*start, "--out", folder, first=until_killed_in(moment, call=call))
+    assert ended.status == -signal.SIGKILL, ended.stderr
+    assert not (folder / "summary.json").exists()
+    ended = commands.run("run", "--resume", folder)
+    assert ended.status == 0, ended.stderr
+    assert_same(folder, reference)
+
+
 def metrics_so_far(folder: Path) -> list[str]:
     path = folder / "metrics.jsonl"
     return path.read_text().splitlines() if path.exists() else []
