@@ -185,7 +185,7 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def until_killed_in(function: str, *, call: int) -> str:
-    """Python by which a process kills itself as it enters `module:function` or `module:Class.method` the `call`-th time."""
+    """Python that kills its process as it enters `module:function` or `module:Class.method` the `call`-th time."""
     module, _, attribute = function.partition(":")
     return f"""
 import importlib, os, signal
