@@ -285,9 +285,11 @@ def _attend(
     weight = (query @ keys.transpose(2, 3)).view(rows, groups, heads // groups, length, seen)
     if mask is None:  # `transformers` means that every token sees those before it.
         mask = torch.ones(length, seen, dtype=torch.bool, device=query.device).tril(seen - length)[None, None]
-    weight = weight.masked_fill(~mask[:, :, None], float("-inf")).softmax(-1)
+    weight = weight.masked_fill_(~mask[:, :, None], float("-inf")).softmax(-1)
     output = weight.view(rows, groups, heads // groups * length, seen) @ values
-    return output.view(rows, heads, length, size).transpose(1, 2).contiguous(), None
+    # A copy even of one token: its odd strides would turn the product that follows into one for each row.
+    output = output.view(rows, heads, length, size).transpose(1, 2)
+    return output.clone(memory_format=torch.contiguous_format), None
 
 
 def attend_by_groups(causal: nn.Module) -> bool:

@@ -102,11 +102,12 @@ class Sampler:
             line[: counts[place]] = chunks[place]
         # What pads a chunk out is written beyond the row's end, where nothing looks until it is overwritten.
         positions = self.length[rows[read], None] + np.arange(ids.shape[1])
-        self._reserve(int(positions.max()) + 1)
+        seen = int(positions.max()) + 1
+        self._reserve(seen)
         place = torch.from_numpy(rows[read])
         where = torch.from_numpy(positions)
-        cache = _Cache(self, place, where)
-        mask = torch.arange(self.capacity) <= where[:, :, None]
+        cache = _Cache(self, place, where, seen)
+        mask = torch.arange(seen) <= where[:, :, None]
         device = self.policy.device
         last = (torch.arange(len(read), device=device), torch.from_numpy(counts[read] - 1).to(device))
         logits = self.policy.logits(
@@ -216,8 +217,8 @@ class _Cache:
 
     is_compileable = False
 
-    def __init__(self, sampler: Sampler, rows: Tensor, positions: Tensor):
-        self._sampler, self._rows, self._positions = sampler, rows, positions
+    def __init__(self, sampler: Sampler, rows: Tensor, positions: Tensor, seen: int):
+        self._sampler, self._rows, self._positions, self._seen = sampler, rows, positions, seen
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         sampler = self._sampler
@@ -230,7 +231,8 @@ class _Cache:
         seen = []
         for layers, new in ((sampler._keys, keys), (sampler._values, values)):
             layers[layer][row, :, position] = new.transpose(1, 2)
-            seen.append(layers[layer] if len(rows) == sampler.rows else layers[layer][rows])
+            whole = layers[layer][:, :, : self._seen]
+            seen.append(whole if len(rows) == sampler.rows else whole[rows])
         return seen[0], seen[1]
 
     def get_seq_length(self, *_: Any) -> int:
