@@ -22,7 +22,13 @@ from pathlib import Path
 import torch
 
 from peira.policies.continuous import GaussianActor
-from peira.policies.denoiser import DenoiserTraining, denoising_loss, make_denoiser, noise_levels
+from peira.policies.denoiser import (
+    DenoiserTraining,
+    TrainingSettings,
+    denoising_loss,
+    make_denoiser,
+    noise_levels,
+)
 from peira.sources.diffusion.sampler import SamplerConfig
 from peira.sources.diffusion.windows import Bounds, Channels
 from peira.sources.guided_diffusion import FitConfig, TrajectoryDiffusion, generate
@@ -108,16 +114,9 @@ def training(rounds: int, steps: int) -> dict:
     clean = torch.randn(BATCH, LENGTH, CHANNELS, generator=generator)
 
     def ours(compiled: bool) -> Callable[[], object]:
-        training = DenoiserTraining(
-            make_denoiser(CHANNELS, features=FEATURES, generator=generator),
-            steps=10**9,
-            batch_size=BATCH,
-            learning_rate=1e-3,
-            ema_decay=0.995,
-            ema_every=10,
-            generator=generator,
-            compiled=compiled,
-        )
+        denoiser = make_denoiser(CHANNELS, features=FEATURES, generator=generator)
+        settings = TrainingSettings(updates=10**9, batch_size=BATCH, compiled=compiled)
+        training = DenoiserTraining(denoiser, settings, generator)
         return lambda: training.advance(steps, lambda count: clean)
 
     def plain() -> Callable[[], object]:

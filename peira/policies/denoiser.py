@@ -6,8 +6,10 @@ Windows are z-scored, `[windows, time, channels]`, so that the deviation of the 
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -287,37 +289,43 @@ class MovingAverage:
         self._calls = state["calls"]
 
 
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a denoiser is trained."""
+
+    updates: int = 10_000
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    """Adam's, at its peak."""
+    ema_decay: float = 0.995
+    ema_every: int = 10
+    """Updates between moves of the averaged weights."""
+    compiled: bool = True
+    """Compile training step and denoiser to native code (needs a C++ compiler)."""
+
+
 class DenoiserTraining:
     """Adam on the EDM loss with warm-up, cosine and an average of the weights; resumes bit for bit.
 
     `batch(count)` gives that many clean windows, z-scored; noise is drawn from `generator`, whose state is kept here.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        *,
-        steps: int,
-        batch_size: int,
-        learning_rate: float,
-        ema_decay: float,
-        ema_every: int,
-        generator: torch.Generator,
-        compiled: bool,
-    ):
-        self.denoiser, self.steps, self.batch_size = denoiser, steps, batch_size
-        self._peak, self._generator = learning_rate, generator
+    def __init__(self, denoiser: Denoiser, settings: TrainingSettings, generator: torch.Generator):
+        self.denoiser, self.steps, self.batch_size = denoiser, settings.updates, settings.batch_size
+        self._peak, self._generator = settings.learning_rate, generator
         self._step = GradientStep(
             denoiser,
             denoising_loss,
-            learning_rate=learning_rate,
+            learning_rate=settings.learning_rate,
             max_gradient_norm=math.inf,
             epsilon=1e-8,
-            compiled=compiled,
+            compiled=settings.compiled,
         )
-        self.average = MovingAverage(self._step.parameters, decay=ema_decay, every=ema_every)
+        self.average = MovingAverage(
+            self._step.parameters, decay=settings.ema_decay, every=settings.ema_every
+        )
         self.step = 0
-        self._rows = torch.arange(batch_size)
+        self._rows = torch.arange(settings.batch_size)
 
     @property
     def is_over(self) -> bool:
@@ -365,6 +373,34 @@ class DenoiserTraining:
         self.average.load_state_dict(state["average"])
         self.step = state["step"]
         self._generator.set_state(state["generator"])
+
+
+class DenoiserFit:
+    """A denoiser learned from batches that a subclass draws, piece by piece; its state resumes bit for bit."""
+
+    def __init__(self, training: DenoiserTraining):
+        self._training = training
+
+    @property
+    def step(self) -> int:
+        return self._training.step
+
+    @property
+    def is_over(self) -> bool:
+        return self._training.is_over
+
+    def advance(self, updates: int) -> float:
+        """At most this many updates; the mean loss over them."""
+        return self._training.advance(updates, self._batch)
+
+    def state_dict(self) -> dict:
+        return self._training.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self._training.load_state_dict(state)
+
+    @abc.abstractmethod
+    def _batch(self, count: int) -> Float[Tensor, "windows time channels"]: ...
 
 
 class CompiledDenoiser:

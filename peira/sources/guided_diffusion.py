@@ -25,7 +25,9 @@ from peira.experience.transitions import TransitionLog
 from peira.policies.denoiser import (
     CompiledDenoiser,
     Denoiser,
+    DenoiserFit,
     DenoiserTraining,
+    TrainingSettings,
     denoising_loss,
     make_denoiser,
     noise_levels,
@@ -43,7 +45,7 @@ _VALIDATION_WINDOWS = 1024
 
 
 @dataclass(frozen=True)
-class FitConfig:
+class FitConfig(TrainingSettings):
     """How windows are cut and the denoiser is trained. The defaults are the small-CPU preset of ``pgd.md`` 2.9."""
 
     length: int = 32
@@ -67,15 +69,6 @@ class FitConfig:
     """B: blocks of the U-Net, each half as long and twice as wide as the one before; layers of the transformer."""
     time_features: Literal["fourier", "sinusoidal"] = "fourier"
     """How the noise level is encoded; sinusoidal as in the official code."""
-    updates: int = 10_000
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    """Adam's, at its peak."""
-    ema_decay: float = 0.995
-    ema_every: int = 10
-    """Updates between moves of the averaged weights."""
-    compiled: bool = True
-    """Compile training step and denoiser to native code (needs a C++ compiler)."""
 
     def bounds(self, size: int) -> Bounds:
         """Bounds of every action; raises ValueError for another number of them than actions."""
@@ -164,8 +157,8 @@ def fresh_denoiser(config: FitConfig, channels: Channels, generator: torch.Gener
     )
 
 
-class DiffusionFit:
-    """The training of a model, piece by piece; its state resumes bit for bit.
+class DiffusionFit(DenoiserFit):
+    """The training of a model of a log's windows.
 
     Everything random follows from `seed`: the episodes held out, the first weights, the windows and noise of every
     update. Raises ValueError as `cut_windows` does.
@@ -185,28 +178,8 @@ class DiffusionFit:
             generator=self._generator,
         )
         self._validation_seed = seed
-        self._training = DenoiserTraining(
-            fresh_denoiser(config, self.windows.channels, self._generator),
-            steps=config.updates,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            ema_decay=config.ema_decay,
-            ema_every=config.ema_every,
-            generator=self._generator,
-            compiled=config.compiled,
-        )
-
-    @property
-    def step(self) -> int:
-        return self._training.step
-
-    @property
-    def is_over(self) -> bool:
-        return self._training.is_over
-
-    def advance(self, updates: int) -> float:
-        """At most this many updates; the mean loss over them."""
-        return self._training.advance(updates, lambda count: self.windows.batch(count, self._generator))
+        denoiser = fresh_denoiser(config, self.windows.channels, self._generator)
+        super().__init__(DenoiserTraining(denoiser, config, self._generator))
 
     def model(self) -> TrajectoryDiffusion:
         """The model with the averaged weights of now."""
@@ -226,11 +199,8 @@ class DiffusionFit:
             loss, _ = denoising_loss(denoiser, clean, noise, noise_levels(len(clean), generator))
         return loss.item()
 
-    def state_dict(self) -> dict:
-        return self._training.state_dict()
-
-    def load_state_dict(self, state: dict) -> None:
-        self._training.load_state_dict(state)
+    def _batch(self, count: int) -> Float[Tensor, "windows time channels"]:
+        return self.windows.batch(count, self._generator)
 
 
 def fit(log: TransitionLog, config: FitConfig, generator: torch.Generator) -> TrajectoryDiffusion:

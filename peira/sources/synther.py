@@ -18,8 +18,10 @@ from peira.experience.transitions import TransitionLog
 from peira.policies.denoiser import (
     CompiledDenoiser,
     Denoiser,
+    DenoiserFit,
     DenoiserTraining,
     RandomFourier,
+    TrainingSettings,
     initialise_,
 )
 from peira.policies.files import policy_hash
@@ -58,25 +60,20 @@ class ResidualMLP(nn.Module):
 
 
 @dataclass(frozen=True)
-class SyntherConfig:
+class SyntherConfig(TrainingSettings):
     """The defaults are for a small CPU; the code has width 1024 to 2048 and 100 000 updates of 256 or 1024 rows."""
 
     width: int = 256
     blocks: int = 6
-    updates: int = 10_000
     batch_size: int = 256
     learning_rate: float = 3e-4
-    ema_decay: float = 0.995
-    ema_every: int = 10
     low: tuple[float, ...] = (-1.0,)
     high: tuple[float, ...] = (1.0,)
     """Bounds of the actions, to which samples are clipped."""
-    compiled: bool = True
-    """Compile training step and denoiser to native code."""
 
 
-class SyntherFit:
-    """The training of the transition model, piece by piece; its state resumes bit for bit.
+class SyntherFit(DenoiserFit):
+    """The training of the transition model.
 
     Columns s, a, r, s' are z-scored, the terminal is not. Everything random follows from `seed`.
     """
@@ -92,31 +89,7 @@ class SyntherFit:
         self.sizes = (log.observation_size, log.action_size)
         self.scores = _without_last(Standardiser.of(columns))
         self._rows = self.scores.z(columns)[:, None]
-        self._training = DenoiserTraining(
-            self._fresh(self._generator),
-            steps=config.updates,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            ema_decay=config.ema_decay,
-            ema_every=config.ema_every,
-            generator=self._generator,
-            compiled=config.compiled,
-        )
-
-    @property
-    def step(self) -> int:
-        return self._training.step
-
-    @property
-    def is_over(self) -> bool:
-        return self._training.is_over
-
-    def advance(self, updates: int) -> float:
-        """At most this many updates; the mean loss over them."""
-        return self._training.advance(
-            updates,
-            lambda count: self._rows[torch.randint(len(self._rows), (count,), generator=self._generator)],
-        )
+        super().__init__(DenoiserTraining(self._fresh(self._generator), config, self._generator))
 
     def denoiser(self) -> Denoiser:
         """The denoiser with the averaged weights of now, frozen."""
@@ -125,11 +98,8 @@ class SyntherFit:
     def _fresh(self, generator: torch.Generator | None) -> Denoiser:
         return Denoiser(ResidualMLP(len(self.scores.mean), self.config.width, self.config.blocks, generator))
 
-    def state_dict(self) -> dict:
-        return self._training.state_dict()
-
-    def load_state_dict(self, state: dict) -> None:
-        self._training.load_state_dict(state)
+    def _batch(self, count: int) -> Float[Tensor, "windows time channels"]:
+        return self._rows[torch.randint(len(self._rows), (count,), generator=self._generator)]
 
 
 class SyntherSource:

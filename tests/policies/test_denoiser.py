@@ -11,6 +11,7 @@ from peira.policies.denoiser import (
     DenoiserTraining,
     MovingAverage,
     TemporalUNet,
+    TrainingSettings,
     denoising_loss,
     learning_rate_at,
     make_denoiser,
@@ -112,16 +113,10 @@ def test_average_moves_at_every_tenth_call_and_forgets_where_it_began():
 
 def trained(compiled=False, blocks=2):
     denoiser = make_denoiser(3, features=8, blocks=blocks, generator=seeded())
-    return DenoiserTraining(
-        denoiser,
-        steps=40,
-        batch_size=16,
-        learning_rate=3e-3,
-        ema_decay=0.5,
-        ema_every=2,
-        generator=seeded(1),
-        compiled=compiled,
+    settings = TrainingSettings(
+        updates=40, batch_size=16, learning_rate=3e-3, ema_decay=0.5, ema_every=2, compiled=compiled
     )
+    return DenoiserTraining(denoiser, settings, seeded(1))
 
 
 def windows(count):
