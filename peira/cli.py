@@ -37,7 +37,7 @@ Learn policies from experience of any origin.
   peira recipes                          list the recipes
   peira run RECIPE --env ID --steps N    train; `peira run RECIPE --help` lists every setting
   peira run --resume DIR                 go on with a run that was stopped
-  peira compare RECIPE RECIPE …          several recipes on equal budgets of real steps
+  peira compare RECIPE RECIPE …          several recipes on equal budgets of real steps or updates
   peira evaluate LOG --candidates …      what policies that did not run are worth, from a log of one that did
   peira store ACTION PATH                show, stats, verify, compact, import or export stored experience; make a log
   peira serve DIR                        make decisions over HTTP, and log them so that policies can learn from them
@@ -158,7 +158,9 @@ class RunOptions:
 
 @dataclasses.dataclass(frozen=True)
 class CompareOptions:
-    """Run several recipes on the same environment, seeds and budget of real steps, and compare the results.
+    """Run several recipes on the same environment, seeds and budget, and compare the results.
+
+    The budget is one of real steps (--steps), or of updates (--updates) where all recipes learn from a log alone.
 
     Any setting of a recipe may follow: --FIELD for every recipe that has it, --RECIPE.FIELD for one. NAME=RECIPE
     names an arm, so that one recipe can be compared with itself under other settings (--NAME.FIELD). Finished
@@ -171,6 +173,8 @@ class CompareOptions:
     """Environment id."""
     steps: int = 100_000
     """Budget of real steps of every run."""
+    updates: int = 50_000
+    """Budget of updates of every run, where the recipes learn from a log alone."""
     seeds: int = 3
     """Seeds of every recipe."""
     out: Path | None = None
@@ -329,10 +333,12 @@ def compare_command(arguments: list[str]) -> None:
         return
     names, rest = _leading(arguments)
     recipe_of = _arms(names)
-    own, arms = _sort_settings(rest, recipe_of)
+    unit = _unit(recipe_of)
+    own, arms = _sort_settings(rest, recipe_of, unit)
     options = CompareOptions(**_read(own, _kinds(CompareOptions)))
+    budget = getattr(options, unit)
     for name, recipe in recipe_of.items():
-        given = {"env": options.env, "steps": options.steps, **_read(arms[name], _kinds(recipe.config))}
+        given = {"env": options.env, unit: budget, **_read(arms[name], _kinds(recipe.config))}
         _check_compiler(_config(recipe, given))
     for recipe in recipe_of.values():
         _check_environment(recipe, options.env)
@@ -342,7 +348,8 @@ def compare_command(arguments: list[str]) -> None:
         result = compare.compare(
             arms,
             env=options.env,
-            steps=options.steps,
+            steps=budget,
+            unit=unit,
             seeds=options.seeds,
             out=out,
             jobs=options.jobs,
@@ -381,24 +388,42 @@ def _arms(words: list[str]) -> dict[str, recipes.Recipe]:
     return found
 
 
+def _unit(recipe_of: dict[str, recipes.Recipe]) -> Literal["steps", "updates"]:
+    """The setting that holds the budget of these recipes; ValueError where they differ."""
+    acting = {name: "steps" in _kinds(recipe.config) for name, recipe in recipe_of.items()}
+    if len(set(acting.values())) > 1:
+        first, second = (next(name for name in acting if acting[name] is acts) for acts in (False, True))
+        raise ValueError(
+            f"recipes: {first} learns from a log alone, within a budget of updates, {second} takes real steps; compare "
+            "recipes of one kind"
+        )
+    return "steps" if all(acting.values()) else "updates"
+
+
 def _sort_settings(
-    arguments: list[str], recipe_of: dict[str, recipes.Recipe]
+    arguments: list[str], recipe_of: dict[str, recipes.Recipe], unit: str
 ) -> tuple[list[str], dict[str, list[str]]]:
     """Arguments of the comparison itself, and those of each recipe's runs."""
     kinds = {name: _kinds(recipe.config) for name, recipe in recipe_of.items()}
+    # Elsewhere than in a budget, updates are a setting of recipes.
+    of_comparison = set(_kinds(CompareOptions)) - ({"updates"} if unit == "steps" else set())
     own: list[str] = []
     shared: list[tuple[str, list[str]]] = []
     of_arm: dict[str, list[str]] = {name: [] for name in recipe_of}
     for flag, values in _flags(arguments):
         arm, _, field = flag.removeprefix("--").partition(".")
-        if _field_name(field or arm) in ("seed", *(["env", "steps"] if field else [])):
+        if _field_name(field or arm) in ("seed", *(["env", unit] if field else [])):
             raise ValueError(
                 f"{flag}: recipes are compared on the same environment, budget and seeds; "
-                "use --env, --steps, --seeds and --first-seed"
+                f"use --env, --{unit}, --seeds and --first-seed"
+            )
+        if _field_name(flag) == "steps" and unit == "updates":
+            raise ValueError(
+                f"--steps: {', '.join(recipe_of)} learn from a log alone; give the budget as --updates"
             )
         if field and arm in of_arm:
             of_arm[arm] += [f"--{field}", *values]
-        elif _field_name(flag) in _kinds(CompareOptions):
+        elif _field_name(flag) in of_comparison:
             own += [flag, *values]
         else:
             shared.append((flag, values))

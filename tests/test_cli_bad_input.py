@@ -141,6 +141,15 @@ LINES = {
     "compare props ppo --xyzzy 1": "--xyzzy: there is no such field; --help lists them",
     "compare props ppo --ppo.retain 1": "--ppo.retain: there is no such field; --help lists them",
     "compare props ppo --props.retained two": "--props.retained: expected a whole number, got 'two'",
+    "compare td3bc hnpg": (
+        "recipes: td3bc learns from a log alone, within a budget of updates, hnpg takes real steps; compare recipes of "
+        "one kind"
+    ),
+    "compare td3bc iql --steps 10": "--steps: td3bc, iql learn from a log alone; give the budget as --updates",
+    "compare td3bc iql --iql.updates 10": (
+        "--iql.updates: recipes are compared on the same environment, budget and seeds; use --env, --updates, --seeds "
+        "and --first-seed"
+    ),
     # Stores.
     "store": "store: name an action; there are show, stats, import, export, verify, compact, make-log",
     "store shaw": "store: there is no 'shaw'; did you mean 'show'?",

@@ -1,4 +1,4 @@
-"""Several recipes on the same environment, seeds and budget of real steps: run them, compare them.
+"""Several recipes on the same environment, seeds and budget of real steps or updates: run them, compare them.
 
 Each arm and seed is a `peira run` of its own in `OUT/runs/ARM/seed-N`, so a comparison can be stopped, taken
 up again and given more seeds; the result files are written anew as each seed finishes.
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import yaml
@@ -49,6 +50,10 @@ BOOTSTRAP_SEED = 2021
 CURVE_COLUMNS = ("sampling_error", "staleness")
 LEDGER_COLUMNS = ("staleness", "effective_sample_size", "kl_behaviour_target", "sampling_error")
 """Columns of `metrics.jsonl` averaged over iterations where `summary.json` has no figure of its own."""
+
+
+Unit = Literal["steps", "updates"]
+"""What budgets are counted in: the setting of recipes that holds theirs."""
 
 
 class ComparisonFailed(RuntimeError):
@@ -102,6 +107,7 @@ def compare(
     out: str | Path,
     jobs: int,
     first_seed: int = 0,
+    unit: Unit = "steps",
     recipe_of: Mapping[str, str] | None = None,
     console: Console,
     program: Sequence[str] = PROGRAM,
@@ -109,14 +115,15 @@ def compare(
     """Run every arm with every seed, `jobs` at a time, and return what `OUT/compare.json` then holds.
 
     `arms` maps a name to more command-line arguments for its runs, which are of the recipe that `recipe_of` gives
-    it, by default the one of that name. Finished runs are reused, half-finished ones are resumed. `compare.json`,
-    `compare.md` and `compare.png` are written as each seed finishes. Progress goes to `console`. `program` is the
-    command that a run's arguments are handed to.
+    it, by default the one of that name. `steps` is the budget of every run, in real steps or, with unit="updates", in
+    updates of recipes that learn from a log alone. Finished runs are reused, half-finished ones are resumed.
+    `compare.json`, `compare.md` and `compare.png` are written as each seed finishes. Progress goes to `console`.
+    `program` is the command that a run's arguments are handed to.
 
     Raises ValueError, before anything starts, for a budget below 1 or for an existing run with other
     settings; ComparisonFailed, at the end, if runs failed; KeyboardInterrupt after all children have stopped.
     """
-    for field, value in {"arms": len(arms), "steps": steps, "seeds": seeds, "jobs": jobs}.items():
+    for field, value in {"arms": len(arms), unit: steps, "seeds": seeds, "jobs": jobs}.items():
         if value < 1:
             raise ValueError(f"{field}: expected at least 1, got {value}")
     out, recipe_of = Path(out), recipe_of or {}
@@ -124,11 +131,11 @@ def compare(
     # Seed by seed rather than arm by arm, so that what is there at any moment is a fair comparison.
     trials = [Trial(arm, seed, out / "runs" / arm / f"seed-{seed}") for seed in every_seed for arm in arms]
     settings = {
-        arm: {"recipe": recipe_of.get(arm, arm), "env": env, "steps": steps, "arguments": arguments}
+        arm: {"recipe": recipe_of.get(arm, arm), "env": env, unit: steps, "arguments": arguments}
         for arm, arguments in arms.items()
     }
     for trial in trials:
-        _check_same_settings(trial, settings[trial.arm])
+        _check_same_settings(trial, settings[trial.arm], unit)
     for arm, of_arm in settings.items():
         folder = out / "runs" / arm
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +148,7 @@ def compare(
 
     def write_results() -> dict:
         ordered = {arm: dict(sorted(of_arm.items())) for arm, of_arm in outcomes.items()}
-        result = _result(ordered, arms, env=env, steps=steps, seeds=seeds)
+        result = _result(ordered, arms, env=env, steps=steps, unit=unit, seeds=seeds)
         write_whole(out / "compare.json", to_json(result))
         write_whole(out / "compare.md", markdown(result))
         plots.save(plots.comparison(result), out / "compare.png")
@@ -164,7 +171,7 @@ def compare(
                 recipe_of.get(trial.arm, trial.arm),
                 "--env",
                 env,
-                "--steps",
+                f"--{unit}",
                 str(steps),
                 "--seed",
                 str(trial.seed),
@@ -177,7 +184,7 @@ def compare(
     result, failures = write_results(), []
     with (
         show_progress(
-            console, steps=steps, total=len(trials), finished=len(trials) - len(waiting)
+            console, steps=steps, unit=unit, total=len(trials), finished=len(trials) - len(waiting)
         ) as progress,
         closing(_run_all(waiting, start=start, jobs=jobs, progress=progress)) as groups_of_ended,
     ):
@@ -205,7 +212,7 @@ def to_json(result: dict) -> str:
 # What is on disk already ------------------------------------------------------------------------------------
 
 
-def _check_same_settings(trial: Trial, asked: dict) -> None:
+def _check_same_settings(trial: Trial, asked: dict, unit: Unit) -> None:
     """Runs with other settings must not be averaged in: refuse them before anything is touched."""
     if not (trial.is_started or trial.is_finished):
         return
@@ -213,11 +220,11 @@ def _check_same_settings(trial: Trial, asked: dict) -> None:
     if settings_file.exists():
         stored = json.loads(settings_file.read_text())
         for field, value in asked.items():
-            if stored[field] != value:
-                raise _other_settings(trial, field, _as_text(stored[field]), _as_text(value))
+            if stored.get(field) != value:
+                raise _other_settings(trial, field, _as_text(stored.get(field)), _as_text(value))
     if trial.is_started:
         stored = _read_config(trial.folder / "config.yaml")
-        expected = {field: asked[field] for field in ("recipe", "env", "steps")}
+        expected = {field: asked[field] for field in ("recipe", "env", unit)}
         expected |= {"seed": trial.seed, **_fields_of(asked["arguments"])}
         for field, value in expected.items():
             if field in stored and not _is_same(stored[field], value):
@@ -295,9 +302,9 @@ def _read_outcome(trial: Trial) -> Outcome:
 class Lines:
     """Progress as plain lines, for a pipe or a log."""
 
-    def __init__(self, console: Console, *, steps: int, total: int, finished: int):
+    def __init__(self, console: Console, *, steps: int, unit: Unit, total: int, finished: int):
         self.console = console
-        self.steps, self.total, self.ended = steps, total, finished
+        self.steps, self.unit, self.total, self.ended = steps, unit, total, finished
         self.last_line_at = time.monotonic()
 
     def __enter__(self) -> "Lines":
@@ -313,7 +320,9 @@ class Lines:
             return
         self.last_line_at = time.monotonic()
         self.say(
-            "; ".join(f"{trial.name}: {done:,} of {self.steps:,} steps" for trial, done in steps_done.items())
+            "; ".join(
+                f"{trial.name}: {done:,} of {self.steps:,} {self.unit}" for trial, done in steps_done.items()
+            )
         )
 
     def end(self, trial: Trial, outcome: str) -> None:
@@ -327,8 +336,8 @@ class Lines:
 class Bars(Lines):
     """Progress as one bar for the comparison and one for each running child, for a terminal."""
 
-    def __init__(self, console: Console, *, steps: int, total: int, finished: int):
-        super().__init__(console, steps=steps, total=total, finished=finished)
+    def __init__(self, console: Console, *, steps: int, unit: Unit, total: int, finished: int):
+        super().__init__(console, steps=steps, unit=unit, total=total, finished=finished)
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
         self.bars = Progress(*columns, console=console)
         self.whole = self.bars.add_task("all runs", total=steps * total, completed=steps * finished)
@@ -382,7 +391,7 @@ def _run_all(
             while waiting and len(running) < jobs:
                 running.append(start(waiting.popleft()))
             time.sleep(POLL_SECONDS)
-            progress.show({child.trial: _steps_done(child.trial) for child in running})
+            progress.show({child.trial: _steps_done(child.trial, progress.unit) for child in running})
             ended = [child for child in running if child.process.poll() is not None]
             running = [child for child in running if child not in ended]
             if ended:
@@ -407,15 +416,16 @@ def _stop(running: list[Child], progress: Lines) -> None:
             child.process.wait()
 
 
-def _steps_done(trial: Trial) -> int:
-    """Real steps in the last whole line of a run's metrics so far; 0 before the first."""
+def _steps_done(trial: Trial, unit: Unit) -> int:
+    """How much of its budget the last whole line of a run's metrics has spent; 0 before the first."""
     path = trial.folder / "metrics.jsonl"
     if not path.exists():
         return 0
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 65_536))
         whole_lines = file.read().rpartition(b"\n")[0]
-    return json.loads(whole_lines.rpartition(b"\n")[2])["real_steps"] if whole_lines else 0
+    last = json.loads(whole_lines.rpartition(b"\n")[2]) if whole_lines else {}
+    return last.get("real_steps" if unit == "steps" else unit, 0)
 
 
 def _check_succeeded(child: Child) -> None:
@@ -437,7 +447,13 @@ def _check_succeeded(child: Child) -> None:
 
 
 def _result(
-    outcomes: dict[str, dict[int, Outcome]], arms: dict[str, list[str]], *, env: str, steps: int, seeds: int
+    outcomes: dict[str, dict[int, Outcome]],
+    arms: dict[str, list[str]],
+    *,
+    env: str,
+    steps: int,
+    unit: Unit,
+    seeds: int,
 ) -> dict:
     """The content of `compare.json`; the same outcomes give the same result, to the last digit."""
     curves = {
@@ -457,6 +473,7 @@ def _result(
     return {
         "env": env,
         "steps": steps,
+        "unit": unit,
         "seeds": seeds,
         "command": _command(),
         "versions": _versions(
@@ -633,7 +650,8 @@ def markdown(result: dict) -> str:
 
 
 def _title(result: dict) -> str:
-    return f"{', '.join(result['arms'])} on {result['env']}, {result['steps']:,} real steps"
+    unit = "real steps" if result["unit"] == "steps" else result["unit"]
+    return f"{', '.join(result['arms'])} on {result['env']}, {result['steps']:,} {unit}"
 
 
 def _tables(result: dict) -> Iterator[tuple[str, list[str], list[list[str]]]]:

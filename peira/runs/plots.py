@@ -72,13 +72,9 @@ def learning_curve(run_folder: Path) -> Path:
         raise ValueError(
             f"{run_folder / 'metrics.jsonl'}: expected one of {', '.join(PANELS)}, got none of them"
         )
-    figure, axes = _panels(list(drawn))
+    figure, axes = _panels(list(drawn), _axis_label(budget_of(metrics)))
     for column, (steps, values) in drawn.items():
         axes[column].plot(steps, values, color=COLOURS[0], marker="." if len(steps) < 40 else None)
-    if budget_of(metrics) == "updates":
-        for panel in axes.values():
-            if panel.get_xlabel():
-                panel.set_xlabel("updates")
     figure.suptitle("/".join(run_folder.resolve().parts[-2:]), x=0.01, ha="left", weight="bold")
     path = run_folder / "curve.png"
     save(figure, path)
@@ -95,7 +91,7 @@ def comparison(result: dict) -> Figure:
     for column in list(PANELS)[1:]:
         curves[column] = {name: arm["ledger_curves"].get(column) for name, arm in result["arms"].items()}
     columns = [column for column, of_arms in curves.items() if any(of_arms.values())]
-    figure, axes = _panels(columns or ["evaluation_return"])
+    figure, axes = _panels(columns or ["evaluation_return"], _axis_label(result["unit"]))
     for column in columns:
         for index, (name, curve) in enumerate(curves[column].items()):
             if curve is None:
@@ -120,7 +116,11 @@ def comparison(result: dict) -> Figure:
     return figure
 
 
-def _panels(columns: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
+def _axis_label(unit: str) -> str:
+    return unit if unit == "updates" else "real environment steps"
+
+
+def _panels(columns: Sequence[str], label: str) -> tuple[Figure, dict[str, Axes]]:
     """One large panel for the first column, the others stacked to its right."""
     side = columns[1:]
     if side:
@@ -137,7 +137,7 @@ def _panels(columns: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
         panel.set_axisbelow(True)
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     for column in {columns[0], columns[-1]}:
-        axes[column].set_xlabel("real environment steps")
+        axes[column].set_xlabel(label)
     return figure, axes
 
 

@@ -29,6 +29,7 @@ for option in ("--env", "--out", "--learning-rate", "--break-at", "--wait-at"):
     parser.add_argument(option)
 parser.add_argument("--deaf", action="store_true")
 parser.add_argument("--steps", type=int)
+parser.add_argument("--updates", type=int)
 parser.add_argument("--seed", type=int)
 asked = parser.parse_args()
 if asked.deaf:
@@ -41,7 +42,8 @@ with (out.parent.parent / "calls.jsonl").open("a") as calls:
 if asked.resume:
     config = json.loads((out / "config.yaml").read_text())
 else:
-    config = {"recipe": asked.recipe, "env": asked.env, "steps": asked.steps, "seed": asked.seed}
+    config = {"recipe": asked.recipe, "env": asked.env, "seed": asked.seed}
+    config |= {"updates": asked.updates} if asked.updates else {"steps": asked.steps}
     config["learning_rate"] = float(asked.learning_rate or 3e-4)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(json.dumps(config))
@@ -54,7 +56,8 @@ try:
     for row in range(done + 1, 6):
         if asked.break_at == f"{config['seed']}:{row}":
             raise FloatingPointError(f"reward is nan at row {row}")
-        line = {"iteration": row, "real_steps": row * config["steps"] // 5, "staleness": 0.5}
+        line = {"iteration": row, "staleness": 0.5, "real_steps": row * config.get("steps", 0) // 5}
+        line |= {"updates": row * config["updates"] // 5} if "updates" in config else {}
         line |= {"sampling_error": 0.1 / row, "wall_seconds": row}
         if row % 2:
             line["evaluation_return"] = level * row / 5
@@ -66,7 +69,7 @@ except KeyboardInterrupt:
     (out / "checkpoint").write_text(str(row))
     sys.exit(130)
 summary = config | {"score": level, "score_interval": [level, level], "policy_hash": "", "out": str(out)}
-summary["ledger"] = {"real_steps": config["steps"], "dreamed_steps": 0, "wall_seconds": 5.0}
+summary["ledger"] = {"real_steps": config.get("steps", 0), "dreamed_steps": 0, "wall_seconds": 5.0}
 summary["versions"] = {"torch": "2.13.0"}
 (out / "summary.json").write_text(json.dumps(summary))
 """
@@ -83,10 +86,13 @@ def stand_in(tmp_path_factory) -> list[str]:
 def run_comparison(stand_in):
     """Compare with a budget of 1 000 steps into `folder/out`; what it printed is then in `.printed`."""
 
-    def run(folder, arms=None, *, seeds=2, steps=1000, env="Hopper-v5", jobs=2, on_terminal=False) -> dict:
+    def run(
+        folder, arms=None, *, seeds=2, steps=1000, env="Hopper-v5", jobs=2, on_terminal=False, unit="steps"
+    ) -> dict:
         arms = {"props": [], "ppo": []} if arms is None else arms
         console = Console(file=StringIO(), width=100, force_terminal=on_terminal)
         settings = {"env": env, "steps": steps, "seeds": seeds, "jobs": jobs, "out": folder / "out"}
+        settings["unit"] = unit
         try:
             return compare(arms, **settings, console=console, program=stand_in)
         finally:
@@ -132,6 +138,15 @@ def test_every_arm_runs_with_every_seed_and_the_same_budget(tmp_path, run_compar
         ["run", "props", *same, "--seed", "1", "--out", f"{folder}/props/seed-1", "--learning-rate", "1e-3"],
         ["run", "ppo", *same, "--seed", "1", "--out", f"{folder}/ppo/seed-1"],
     ]
+
+
+def test_recipes_that_learn_from_a_log_are_compared_on_updates(tmp_path, run_comparison):
+    result = run_comparison(tmp_path, seeds=1, steps=500, unit="updates")
+    assert calls(tmp_path)[0]["argv"][4:6] == ["--updates", "500"]
+    assert (result["unit"], result["arms"]["ppo"]["curve"]["steps"]) == ("updates", [100, 300, 500])
+    assert (tmp_path / "out/compare.md").read_text().startswith("# props, ppo on Hopper-v5, 500 updates\n")
+    with pytest.raises(ValueError, match="updates: .* ran with 500, this comparison asks for 600"):
+        run_comparison(tmp_path, seeds=1, steps=600, unit="updates")
 
 
 def test_runs_beside_one_another_get_one_thread_each(finished_once):

@@ -21,6 +21,7 @@ def result_of(arms: dict[str, float], *, ledger: bool = True) -> dict:
     steps = [0, 500, 1000]
     return {
         "env": "Hopper-v5",
+        "unit": "steps",
         "arms": {
             name: {
                 "seeds": [0, 1],
