@@ -145,7 +145,7 @@ def test_recipes_that_learn_from_a_log_are_compared_on_updates(tmp_path, run_com
     assert calls(tmp_path)[0]["argv"][4:6] == ["--updates", "500"]
     assert (result["unit"], result["arms"]["ppo"]["curve"]["steps"]) == ("updates", [100, 300, 500])
     assert (tmp_path / "out/compare.md").read_text().startswith("# props, ppo on Hopper-v5, 500 updates\n")
-    with pytest.raises(ValueError, match="updates: .* ran with 500, this comparison asks for 600"):
+    with pytest.raises(ValueError, match=r"updates: .* ran with 500, this comparison asks for 600"):
         run_comparison(tmp_path, seeds=1, steps=600, unit="updates")
 
 
