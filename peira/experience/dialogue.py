@@ -49,7 +49,7 @@ class TextEpisode:
     `context[t]` are the tokens read before action t (the prompt, or what followed the action before),
     `action_tokens[t]` those sampled, `log_probs[t]` their log-probabilities; empty lists where no language model acted.
     `score` is the world's, in [0, 1]; `ending` says how it ended: finished, max_steps, parse_error,
-    env_error or context_overflow; "" while it runs.
+    env_error, model_error or context_overflow; "" while it runs.
     """
 
     id: str

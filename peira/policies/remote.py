@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -51,6 +51,7 @@ class Reply:
     log_probs: tuple[float, ...] | None = None
 
 
+@runtime_checkable
 class ChatModel(Protocol):
     """Whatever answers dialogues, in their order."""
 

@@ -7,6 +7,11 @@ with the id and version of the policy that chose it and the log-density of the a
 
     peira store make-log runs/hopper-medium --env Hopper-v5 --policy medium --steps 100000
     peira store make-log runs/pendulum --env Pendulum-v1 --policy scripted --steps 60000
+
+In a text world the scripted expert acts, or a language model: one from a folder, whose tokens and log-probabilities are
+kept, or one behind an OpenAI-compatible server, which shows text alone, so that its steps have no log-probabilities.
+
+    peira store make-log runs/house --env texthouse --model http://localhost:8000/v1 --model-name Qwen3-8B --steps 2000
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +30,7 @@ import torch
 from peira.environments.control import ControlEnv, make_control
 from peira.environments.pendulum_policies import ID as PENDULUM
 from peira.environments.pendulum_policies import pendulum_log
+from peira.environments.text import is_text
 from peira.environments.u_maze import ID as U_MAZE
 from peira.environments.u_maze import u_maze_log
 from peira.evaluation.episodes import evaluate
@@ -36,6 +42,7 @@ from peira.learners.offline import OfflineLearner, Settings
 from peira.policies.continuous import ContinuousPolicy, UniformActor
 from peira.policies.files import load_policy, save_policy
 from peira.policies.protocol import Acts
+from peira.recipes.make_text_log import TextLogOptions, text_log
 from peira.recipes.ppo import check_ranges
 from peira.sources.rollout import rollout
 
@@ -61,6 +68,16 @@ class Options:
     """Seed of everything random."""
     load: str | None = None
     """Folder of a saved policy that acts instead of one trained here."""
+    model: str | None = None
+    """In a text world: the language model that acts, a folder or the url of a server; None for the scripted expert."""
+    model_name: str = ""
+    """The model's name at that server, where PEIRA_API_KEY holds the key."""
+    temperature: float = 1.0
+    """Sampling temperature of the model."""
+    action_tokens: int = 64
+    """Tokens that an action of the model may have, reasoning included."""
+    num_envs: int = 16
+    """Text worlds side by side."""
     train_steps: int = 200_000
     """Real steps of training; what counts as final is the return after them."""
     final_return: float | None = None
@@ -82,15 +99,29 @@ class Options:
         if self.policy not in KINDS:
             raise ValueError(f"policy: expected one of {', '.join(KINDS)}, got {self.policy!r}")
         at_least_one = dict.fromkeys(
-            ("steps", "train_steps", "evaluations", "evaluation_episodes"), (1, math.inf)
+            ("steps", "train_steps", "evaluations", "evaluation_episodes", "action_tokens", "num_envs"),
+            (1, math.inf),
         )
-        check_ranges(self, {**at_least_one, "share": (0, 1), "updates_per_step": (0, math.inf)})
+        at_least_zero = dict.fromkeys(("updates_per_step", "temperature"), (0, math.inf))
+        check_ranges(self, {**at_least_one, **at_least_zero, "share": (0, 1)})
+        if self.model is not None and not is_text(self.env):
+            raise ValueError(f"model: a language model acts in a text world, not in {self.env}; leave it out")
+        self.text()
+        if is_text(self.env) and self.policy != "scripted" and self.model is None:
+            raise ValueError(
+                f"policy: in a text world scripted acts, its expert, or a --model, got {self.policy!r}"
+            )
         if self.load is not None and self.policy not in ("medium", "expert"):
             raise ValueError(
                 f"load: a {self.policy} log has no policy to load; leave it out, or say medium or expert"
             )
-        if self.policy == "scripted" and self.env not in SCRIPTED:
+        if self.policy == "scripted" and self.env not in SCRIPTED and not is_text(self.env):
             raise ValueError(f"policy: scripted ones are known for {', '.join(SCRIPTED)}, not for {self.env}")
+
+    def text(self) -> TextLogOptions:
+        """Who acts in a text world, and how."""
+        names = [field.name for field in fields(TextLogOptions)]
+        return TextLogOptions(**{name: getattr(self, name) for name in names})
 
 
 @dataclass
@@ -113,6 +144,9 @@ def make_log(path: str | Path, options: Options, *, say: Callable[[str], None] =
     if len(store):
         raise ValueError(f"path: {store.path} holds {len(store)} steps already; name a new folder")
     run_id = episode_ids(f"make-log {options}", 0, 1, 0)[0]
+    if is_text(options.env):
+        about = text_log(store, options.text(), options.steps, options.seed, run_id, say=say)
+        return _result(store, options, about)
     if options.policy == "scripted":
         rng = np.random.default_rng(options.seed)
         table = SCRIPTED[options.env](math.ceil(options.steps / 200), rng, run_id=run_id)
@@ -270,13 +304,13 @@ def _result(store: Store, options: Options, about: dict[str, Any]) -> dict[str, 
     rows = store.read(columns=["episode_id", "reward"])
     reward = rows["reward"].to_numpy()
     ids = rows["episode_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    returns = np.bincount(ids, weights=reward)
+    returns = np.bincount(ids, weights=reward)  # NaN where the world or the model failed.
     return {
         "path": store.path,
         "env": options.env,
         "policy": options.policy,
         "episodes": len(returns),
         "steps": len(store),
-        "mean_return": float(returns.mean()),
+        "mean_return": float(np.nanmean(returns)),
         **about,
     }

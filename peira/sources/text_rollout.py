@@ -206,15 +206,14 @@ def end_episode(episode: TextEpisode, outcome: Outcome, *, failed_to_parse: bool
 
 
 def expert_rollout(
-    envs: TextEnvs, renderer: Renderer, wanted: Sequence[Attempt], *, system: str | None = None
+    envs: TextEnvs, renderer: Renderer | None, wanted: Sequence[Attempt], *, system: str | None = None
 ) -> list[TextEpisode]:
     """What the scripted expert does in each of `wanted`, with the tokens that a model would have read and written.
 
-    The tokens carry no log-probabilities: no model chose them.
+    The tokens, of which there are none without a renderer, carry no log-probabilities: no model chose them.
     """
     before = [] if system is None else [{"role": "system", "content": system}]
     episodes = [TextEpisode(one.id, one.task, one.group, source=Source.HUMAN) for one in wanted]
-    stop = renderer.stops[0]
     for start in range(0, len(wanted), envs.num_envs):
         running = list(range(start, min(start + envs.num_envs, len(wanted))))
         outcomes = envs.reset([place - start for place in running], [wanted[place].task for place in running])
@@ -229,14 +228,18 @@ def expert_rollout(
                 going.append(place)
                 message = {"role": "user", "content": outcome.observation}
                 episode.observations.append(outcome.observation)
-                episode.context.append(
-                    renderer.first([*before, message]) if first else renderer.next(outcome.observation, stop)
-                )
+                if renderer is not None:
+                    episode.context.append(
+                        renderer.first([*before, message])
+                        if first
+                        else renderer.next(outcome.observation, renderer.stops[0])
+                    )
             running, first = going, False
             rows = [place - start for place in running]
             actions = envs.expert(rows) if rows else []
             for place, action in zip(running, actions, strict=True):
                 episodes[place].actions.append(action)
-                episodes[place].action_tokens.append([*renderer.encode(action), stop])
+                if renderer is not None:
+                    episodes[place].action_tokens.append([*renderer.encode(action), renderer.stops[0]])
             outcomes = envs.step(rows, actions) if rows else []
     return episodes
