@@ -345,9 +345,8 @@ class OfflineLearner:
         if seeds == 1 or not self._compiled:  # Tracing puts parameters into modules, which are shared.
             parts = {(seed, 0, updates): learn(seed, 0, updates) for seed in range(seeds)}
         else:
-            torch.set_num_threads(
-                1
-            )  # A lane computes alone; how many threads a product uses is its caller's setting.
+            # A lane computes alone; how many threads a product uses is a setting of its caller.
+            torch.set_num_threads(1)
             try:
                 self._native(next(calls(0, 0, updates)))
                 parts = _in_lanes(learn, lanes(seeds, updates, threads))

@@ -311,6 +311,6 @@ def _result(store: Store, options: Options, about: dict[str, Any]) -> dict[str, 
         "policy": options.policy,
         "episodes": len(returns),
         "steps": len(store),
-        "mean_return": float(np.nanmean(returns)),
+        "mean_return": None if np.isnan(returns).all() else float(np.nanmean(returns)),
         **about,
     }
