@@ -375,7 +375,7 @@ class DenoiserTraining:
         self._generator.set_state(state["generator"])
 
 
-class DenoiserFit:
+class DenoiserFit(abc.ABC):
     """A denoiser learned from batches that a subclass draws, piece by piece; its state resumes bit for bit."""
 
     def __init__(self, training: DenoiserTraining):

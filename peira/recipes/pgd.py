@@ -435,7 +435,8 @@ def run(config: Config, run: Run) -> ContinuousPolicy:
     # Asked for before the loop: what a resumed run has not asked for by its first checkpoint is lost.
     drawing, packed = run.generator("batches"), None
     for _ in run.iterations(config.chunk, budget="updates"):
-        run.doing(*(("",) if maker is None else maker.doing(buffer.due(learner.updates))))
+        if maker is not None:
+            run.doing(*maker.doing(buffer.due(learner.updates)))
         if maker is not None and maker.is_fitting:
             run.log(maker.fit())
         elif buffer.due(learner.updates):

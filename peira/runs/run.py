@@ -81,7 +81,7 @@ class Run:
         self._state: dict | None = None
         self._checkpointed: int | None = None
         self._remarks: list[str] = []
-        self._doing = ""
+        self._doing = "", 0, 0
         self._resumed = resumed
         self._lock = _lock(folder)
         about = yaml.safe_load((folder / "config.yaml").read_text())
@@ -250,8 +250,8 @@ class Run:
 
     def doing(self, what: str, done: int = 0, total: int = 0) -> None:
         """Say what an iteration is about to do where that spends nothing of the budget; "" where it does again."""
-        begins = what != self._doing.split(" (")[0]
-        self._doing = f"{what} ({done:,} of {total:,})" if total else what
+        begins = what != self._doing[0]
+        self._doing = what, done, total
         self._progress.show({}, at_once=begins and what != "")
 
     def remark(self, lines: list[str]) -> None:
@@ -516,7 +516,9 @@ class _Progress:
     @property
     def _title(self) -> str:
         run = self._run
-        return f"{run.recipe} {run.config.env} seed {run.seed}" + (f", {run._doing}" if run._doing else "")
+        what, done, total = run._doing
+        title = f"{run.recipe} {run.config.env} seed {run.seed}"
+        return title + (f", {what}" if what else "") + (f" ({done:,} of {total:,})" if total else "")
 
     def show(self, row: dict[str, float], *, at_once: bool = False) -> None:
         run = self._run
