@@ -4,7 +4,7 @@ One GRPO iteration is generation and learning: 8 prompts of 64 tokens, 8 complet
 step, the same tiny Qwen3-type model (4 layers, width 128), rewards at random; nothing is written. The sampler is
 compared on episodes of many turns, for which `generate` is called with the whole history at every turn. Rounds
 alternate, so that a machine whose speed drifts slows both; figures are sampled tokens a wall second, medians over the
-rounds.
+rounds. The peers get the same weights as `AutoModelForCausalLM` loads them, without our attention or linear layers.
 
     python benchmarks/language.py                 # some 3 minutes on two cores
     python benchmarks/language.py --out results/speed/language.json
@@ -31,7 +31,8 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
-from transformers import GenerationConfig, TrainerCallback
+from torch import nn
+from transformers import AutoModelForCausalLM, GenerationConfig, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from peira.environments.text import Outcome, TextEnvs
@@ -91,6 +92,13 @@ def tiny() -> LanguagePolicy:
     return policy
 
 
+def stock(policy: LanguagePolicy) -> nn.Module:
+    """The same model as `transformers` loads it from the folder that the policy is saved to."""
+    with tempfile.TemporaryDirectory() as folder:
+        policy.save(Path(folder))
+        return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
 def prompts() -> list[str]:
     rng = np.random.default_rng(0)
     # <bos> and <act> are put around it.
@@ -141,7 +149,7 @@ def their_seconds(policy: LanguagePolicy, folder: str) -> float:
     # As text, which is not put through the chat template: with its two special tokens it has as many tokens as ours.
     texts = [f"<bos> {prompt} <act>" for prompt in prompts()]
     trainer = GRPOTrainer(
-        model=copy.deepcopy(policy.model),
+        model=stock(policy),
         reward_funcs=lambda completions, **_: rng.random(len(completions)).tolist(),
         args=GRPOConfig(
             output_dir=folder,
@@ -172,7 +180,7 @@ class Turns:
     """Episodes of so many turns: READ tokens to read, WRITTEN tokens to write, in every one."""
 
     def __init__(self, policy: LanguagePolicy, turns: int):
-        self.policy, self.tokens = policy, ROWS * turns * WRITTEN
+        self.stock, self.tokens = stock(policy), ROWS * turns * WRITTEN
         self.sampler = Sampler(policy, ROWS, compiled=True)
         self.read = np.random.default_rng(1).integers(5, WORDS, (turns, ROWS, READ))
         self.settings = GenerationConfig(
@@ -197,7 +205,7 @@ class Turns:
         history = torch.zeros(ROWS, 0, dtype=torch.long)
         for chunk in self.read:
             history = torch.cat([history, torch.from_numpy(chunk)], 1)
-            history = self.policy.model.generate(
+            history = self.stock.generate(
                 history, attention_mask=torch.ones_like(history), generation_config=self.settings
             )
 
