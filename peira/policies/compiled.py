@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, functionalize
 
+from peira.policies.onednn import traced_product
+
 
 def can_compile() -> bool:
     """Whether this machine has the C++ compiler that native code for the CPU needs."""
@@ -128,4 +130,8 @@ def _tanh(x: Tensor) -> Tensor:
     return x * above / below
 
 
-_CHEAPER = {torch.ops.aten.addmm.default: _product_and_bias, torch.ops.aten.tanh.default: _tanh}
+_CHEAPER = {
+    torch.ops.aten.addmm.default: _product_and_bias,
+    torch.ops.aten.mm.default: traced_product,
+    torch.ops.aten.tanh.default: _tanh,
+}

@@ -192,7 +192,7 @@ class _AttendInFamilies(torch.autograd.Function):
                 over_shared += layout.unseen.to(scores.dtype).repeat_interleave(layout.groups, 0)[:, None]
         over_own.copy_(_causal(query, layout.own, layout.each))
         torch.baddbmm(over_own, q.own, k.own.transpose(1, 2), out=over_own)
-        weight = scores.softmax(-1)
+        weight = torch._softmax(scores, -1, False, out=scores)
         over_shared, over_own = _over(weight, layout)
         torch.bmm(over_own, v.own, out=out.own)
         if layout.shared:
@@ -216,9 +216,7 @@ class _AttendInFamilies(torch.autograd.Function):
         torch.bmm(g.own, v.own.transpose(1, 2), out=over_own)
         if layout.shared:
             torch.bmm(g.members, v.shared.transpose(1, 2), out=over_shared)
-        over_shared, over_own = _over(
-            torch._softmax_backward_data(to_weight, weight, -1, weight.dtype), layout
-        )
+        torch._softmax_backward_data(to_weight, weight, -1, weight.dtype, grad_input=to_weight)
         weight_shared, weight_own = _over(weight, layout)
         torch.bmm(over_own, k.own, out=dq.own)
         torch.bmm(over_own.transpose(1, 2), q.own, out=dk.own)

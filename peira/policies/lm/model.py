@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from peira.experience.dialogue import Tokens
 from peira.policies.lm.attention import Families, Layout, attend_by_groups
-from peira.policies.lm.linear import onednn_is_faster, use_onednn
+from peira.policies.lm.layers import use_fast_layers
 from peira.policies.lm.tokenizer import Renderer, train_tokenizer
 
 MISSING = "needs what is not installed here: pip install 'peira[language]'"
@@ -46,8 +46,8 @@ class LanguagePolicy(nn.Module):
         ends = tokenizer.eos_token_id if ends is None else ends
         self.renderer = Renderer(tokenizer, ends if isinstance(ends, list | tuple) else [ends])
         self._shares_beginnings = self.device.type == "cpu" and attend_by_groups(self.causal)
-        if self.device.type == "cpu" and onednn_is_faster():
-            use_onednn(self.model)
+        if self._shares_beginnings:
+            use_fast_layers(self.causal)
         # The head is only applied where a log-probability is wanted, unless the model does more than that.
         self._plain_head = self._head_is_plain()
 
