@@ -83,22 +83,23 @@ class _Rollout:
         self.rows = min(envs.num_envs, sampler.rows)
         self.place = [-1] * self.rows  # Which episode is in a row.
         self.to_read: dict[int, list[int]] = {}
-        self.writing: dict[int, int] = {}  # Row → its last token.
+        # Of the action that a row is writing: its tokens, their log-probabilities, and how many there are.
+        self.is_writing = np.zeros(self.rows, bool)
+        self.tokens = np.zeros((self.rows, action_tokens), np.int64)
+        self.log_probs = np.zeros((self.rows, action_tokens), np.float32)
+        self.written = np.zeros(self.rows, np.int64)
 
     def run(self) -> list[TextEpisode]:
         self._fill(range(self.rows))
-        while self.to_read or self.writing:
-            if len(self.to_read) >= len(self.writing):
-                rows = sorted(self.to_read)
-                tokens = self.sampler.feed(rows, [self.to_read.pop(row) for row in rows])
-                for row in rows:
-                    episode = self.episodes[self.place[row]]
-                    episode.action_tokens.append([])
-                    episode.log_probs.append([])
+        while self.to_read or self.is_writing.any():
+            if len(self.to_read) >= self.is_writing.sum():
+                rows = np.array(sorted(self.to_read))
+                found = self.sampler.feed(rows, [self.to_read.pop(row) for row in rows.tolist()])
+                self.is_writing[rows], self.written[rows] = True, 0
             else:
-                rows = sorted(self.writing)
-                tokens = self.sampler.step(rows, np.array([self.writing[row] for row in rows]))
-            self._write(rows, *tokens)
+                rows = np.flatnonzero(self.is_writing)
+                found = self.sampler.step(rows, self.tokens[rows, self.written[rows] - 1])
+            self._write(rows, *found)
         return self.episodes
 
     def _fill(self, rows: Sequence[int]) -> None:
@@ -142,27 +143,24 @@ class _Rollout:
         self.to_read[row] = [*written, *tokens]
         return True
 
-    def _write(self, rows: Sequence[int], tokens: np.ndarray, log_probs: np.ndarray) -> None:
+    def _write(self, rows: np.ndarray, tokens: np.ndarray, log_probs: np.ndarray) -> None:
         """Book a sampled token for each of these rows; act where it completes an action."""
-        finished = []
-        for row, token, log_prob in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True):
-            episode = self.episodes[self.place[row]]
-            action = episode.action_tokens[-1]
-            action.append(token)
-            episode.log_probs[-1].append(log_prob)
-            self.writing[row] = token
-            if token in self.renderer.stops or len(action) == self.action_tokens:
-                finished.append(row)
-        if finished:
-            self._act(finished)
+        self.tokens[rows, self.written[rows]] = tokens
+        self.log_probs[rows, self.written[rows]] = log_probs
+        self.written[rows] += 1
+        finished = np.isin(tokens, self.renderer.stops) | (self.written[rows] == self.action_tokens)
+        if finished.any():
+            self._act(rows[finished].tolist())
 
     def _act(self, rows: Sequence[int]) -> None:
-        actions = {}
-        last = {row: self.writing.pop(row) for row in rows}
-        free = []
+        self.is_writing[rows] = False
+        actions, last, free = {}, {}, []
         for row in rows:
-            episode = self.episodes[self.place[row]]
-            text = self.renderer.text(episode.action_tokens[-1])
+            episode, tokens = self.episodes[self.place[row]], self.tokens[row, : self.written[row]].tolist()
+            last[row] = tokens[-1]
+            episode.action_tokens.append(tokens)
+            episode.log_probs.append(self.log_probs[row, : self.written[row]].tolist())
+            text = self.renderer.text(tokens)
             action = action_of(text)
             episode.actions.append(text)
             if action is None and self.parse_failure_ends:

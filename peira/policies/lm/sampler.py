@@ -72,7 +72,7 @@ class Sampler:
 
     @torch.no_grad()
     def feed(
-        self, rows: Sequence[int], chunks: Sequence[Sequence[int]]
+        self, rows: Sequence[int] | Int[np.ndarray, " rows"], chunks: Sequence[Sequence[int]]
     ) -> tuple[Int[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
         """Let these rows read these tokens (at least one each); the token sampled after them, and its log-probability.
 
@@ -138,7 +138,7 @@ class Sampler:
 
     @torch.no_grad()
     def step(
-        self, rows: Sequence[int], tokens: Int[np.ndarray, " rows"]
+        self, rows: Sequence[int] | Int[np.ndarray, " rows"], tokens: Int[np.ndarray, " rows"]
     ) -> tuple[Int[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
         """Let these rows read one token each: the one that `feed` or `step` has just sampled for them."""
         rows = np.asarray(rows)
