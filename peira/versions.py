@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 
@@ -18,6 +19,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def processor() -> dict[str, str]:
+    """What Linux says of the first processor, such as its vendor_id and model name; elsewhere nothing."""
+    about = Path("/proc/cpuinfo")
+    if not about.exists():
+        return {}
+    lines = about.read_text().split("\n\n", 1)[0].splitlines()
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
 def machine() -> dict[str, Any]:
     """What kind of machine a result was measured on."""
-    return {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
+    model = processor().get("model name", platform.machine())
+    return {"system": platform.platform(), "processor": model, "cores": os.cpu_count()}

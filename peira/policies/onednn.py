@@ -7,12 +7,13 @@ choice. A call costs some 10 µs more, so that only products from `WORTHWHILE` m
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from types import NotImplementedType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from peira.versions import processor
 
 WORTHWHILE = 1 << 21
 
@@ -23,15 +24,8 @@ _LIBRARY.define("product(Tensor x, Tensor weight) -> Tensor")
 @functools.cache
 def onednn_is_faster() -> bool:
     """Whether this machine's processor is an x86 that is not Intel's, and torch has oneDNN."""
-    about = Path("/proc/cpuinfo")
-    if (
-        not torch.backends.mkl.is_available()
-        or not torch.backends.mkldnn.is_available()
-        or not about.exists()
-    ):
-        return False
-    vendors = (line for line in about.read_text().splitlines() if line.startswith("vendor_id"))
-    return "GenuineIntel" not in next(vendors, "GenuineIntel")
+    both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    return both and processor().get("vendor_id", "GenuineIntel") != "GenuineIntel"
 
 
 def product(

@@ -64,6 +64,17 @@ def test_the_gate():
 
 
 @needs_onednn
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch was built without MKL")
+@pytest.mark.parametrize(
+    ("about", "faster"),
+    [({"vendor_id": "AuthenticAMD"}, True), ({"vendor_id": "GenuineIntel"}, False), ({}, False)],
+)
+def test_mkl_is_kept_on_intels_processors_and_where_nothing_is_known(monkeypatch, about, faster):
+    monkeypatch.setattr(onednn, "processor", lambda: about)
+    assert onednn_is_faster.__wrapped__() is faster
+
+
+@needs_onednn
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("sizes", [(96, 130), (130, 96)])
 @pytest.mark.parametrize("rows", [(1, 2048), (2048,), (3, 5)])

@@ -63,10 +63,10 @@ class _Norm(torch.autograd.Function):
         """∂x = r w g − r³ x · mean(w g x),  ∂w = Σ over rows of r g x, r the inverse norm."""
         x, weight, inverse = ctx.saved_tensors
         size = x.shape[-1]
-        product = (gradient * x).reshape(-1, size)
+        along = (gradient * x).reshape(-1, size)
         # Sums over rows and columns as products with a vector, which do not lay the summands out.
-        to_weight = (inverse.reshape(1, -1) @ product)[0] if ctx.needs_input_grad[1] else None
-        pull = (product @ weight[:, None]).view(inverse.shape) * inverse.pow(3) / size
+        to_weight = (inverse.reshape(1, -1) @ along)[0] if ctx.needs_input_grad[1] else None
+        pull = (along @ weight[:, None]).view(inverse.shape) * inverse.pow(3) / size
         return (gradient * weight).mul_(inverse).addcmul_(x, pull, value=-1), to_weight, None
 
 
