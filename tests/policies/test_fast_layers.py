@@ -2,18 +2,20 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
-from transformers import Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 
+from peira.experience.dialogue import Tokens
 from peira.policies import onednn
 from peira.policies.compiled import can_compile, compile_function
 from peira.policies.lm import layers
 from peira.policies.lm.layers import GatedFeedForward, OneDnnLinear, RootMeanSquareNorm, use_fast_layers
-from peira.policies.lm.model import make_tiny
+from peira.policies.lm.model import LanguagePolicy, make_tiny
 from peira.policies.onednn import onednn_is_faster
 
 needs_onednn = pytest.mark.skipif(
@@ -105,6 +107,45 @@ def test_parameters_that_are_not_trained_get_no_gradient():
     layer(x).sum().backward()
     assert layer.weight.grad is None and layer.bias.grad is None
     torch.testing.assert_close(x.grad[0], layer.weight.sum(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen2", "llama", "mistral"])
+def test_a_whole_model_of_each_type_computes_what_the_stock_one_does(kind):
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+        sliding_window=None,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    stock = AutoModelForCausalLM.from_config(config).eval()
+    tokenizer = make_tiny("tiny:16x1", ["a b c"], context=32, seed=0).tokenizer
+    policy = LanguagePolicy(copy.deepcopy(stock), tokenizer)
+    assert any(isinstance(layer, RootMeanSquareNorm) for layer in policy.modules())
+    assert any(isinstance(layer, GatedFeedForward) for layer in policy.modules())
+    rng = np.random.default_rng(0)
+    sampled = np.arange(50) >= 20
+    beginning = rng.integers(3, 40, 20)
+    ids = [np.concatenate([beginning, rng.integers(3, 40, 30)]) for _ in range(3)]
+    episodes = [Tokens(each, sampled, np.zeros(30, np.float32)) for each in ids]
+    found = policy.log_prob(episodes)
+    given = torch.from_numpy(np.stack(ids))
+    logits = stock(given).logits[:, 19:-1]
+    expected = logits.log_softmax(-1).gather(-1, given[:, 20:, None]).flatten()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for log_prob in (found, expected):
+        (log_prob * torch.linspace(-1, 1, 90)).sum().backward()
+    for mine, theirs in zip(policy.trained(), stock.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-4, rtol=1e-4)
 
 
 def test_a_models_layers_change_and_its_parameters_stay_the_same_objects():
