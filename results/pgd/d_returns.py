@@ -3,7 +3,8 @@
     python results/pgd/d_returns.py
 
 writes d_returns.json and .md beside itself; every cell (environment, data, seed) is a run of `peira run pgd` in the
-work folder that goes on where it was cut off, about 45 minutes of one core for the five of an environment and seed.
+work folder that goes on where it was cut off, about 45 minutes of one core for the five of an environment and seed. On
+two cores run it with --only HalfCheetah-v5 and --only Hopper-v5 side by side first, and OMP_NUM_THREADS=1.
 Medium logs of 100 000 steps of HalfCheetah-v5 and Hopper-v5 (made by `peira store make-log` unless they lie in --logs),
 TD3+BC for 50 000 updates, five data conditions: the log alone; 240 of 256 rows unguided, guided by the official recipe,
 from SynthER, or from an ensemble rolled out for 5 steps. λ is 2: with N = 64 and L = 32 it moves actions as far as the
@@ -43,16 +44,24 @@ def log_of(env: str, logs: Path) -> Path:
     return folder
 
 
-def cell(label: str, work: Path, logs: Path) -> dict:
-    """Score of one run, and what it cost."""
-    env, data, seed = label.split(" ")
+def summary_of(env: str, data: str, seed: str, work: Path, logs: Path) -> dict:
+    """What came of this run, which is made or gone on with if it is not there."""
     arguments = ["pgd", "--env", env, "--log", str(log_of(env, logs)), "--seed", seed, "--data", data]
     arguments += ["--updates", str(UPDATES), "--refresh", str(REFRESH), "--fit-updates", "8000"]
     arguments += ["--evaluations", "5", "--evaluation-episodes", "20", "--no-store"]
     if data == "guided":
         # The model that the unguided run of this seed fitted: the two differ in guidance alone.
-        arguments += ["--strength", "2", "--model", str(work / f"{env}-unguided-{seed}" / "diffusion")]
-    summary = trained(work / f"{env}-{data}-{seed}", arguments)
+        model = work / f"{env}-unguided-{seed}" / "diffusion"
+        if not model.exists():
+            summary_of(env, "unguided", seed, work, logs)
+        arguments += ["--strength", "2", "--model", str(model)]
+    return trained(work / f"{env}-{data}-{seed}", arguments)
+
+
+def cell(label: str, work: Path, logs: Path) -> dict:
+    """Score of one run, and what it cost."""
+    env, data, seed = label.split(" ")
+    summary = summary_of(env, data, seed, work, logs)
     low, high = REFERENCE[env]
     return {
         "return": summary["score"],
@@ -131,11 +140,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("runs/d_returns"))
     parser.add_argument("--logs", type=Path, default=Path("runs/d_returns/logs"))
+    parser.add_argument(
+        "--only",
+        choices=[*REFERENCE],
+        help="measure this environment's cells and write no page: a core for each",
+    )
     options = parser.parse_args()
     script = Path(__file__)
+    envs = [options.only] if options.only else [*REFERENCE]
     # Seed by seed, so that what is there after any time is a whole comparison.
-    labels = [f"{env} {data} {seed}" for seed in range(options.seeds) for env in REFERENCE for data in DATA]
+    labels = [f"{env} {data} {seed}" for seed in range(options.seeds) for env in envs for data in DATA]
     cells = measured(partial(script), labels, lambda label: cell(label, options.work, options.logs))
+    if options.only:
+        return
     document = {"seeds": options.seeds, **report(cells, options.seeds)}
     publish(
         script,
