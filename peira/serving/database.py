@@ -12,6 +12,7 @@ import contextlib
 import json
 import sqlite3
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -147,6 +148,8 @@ TABLES = (
 VIEW = f"VIEW corrections AS SELECT id, {_OUTCOME} FROM outcomes WHERE late = 1"
 _AT_ONCE = 10_000
 CHECKPOINT_SECONDS = 1.0
+LONGEST_WAIT = 5.0
+"""Seconds that a connection to SQLite waits for another that holds the file."""
 LONGEST_LOG = 2_048
 """Pages of SQLite's write-ahead log, 8 MiB; then it is written over, which is faster to sync than a file that grows."""
 
@@ -457,12 +460,25 @@ class Checkpoints:
 
 
 def _connect(path: Path, *, checkpoints: bool) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode = WAL")
+    connection = sqlite3.connect(path, timeout=LONGEST_WAIT, isolation_level=None, check_same_thread=False)
+    _write_ahead(connection)
     connection.execute("PRAGMA synchronous = FULL")
     if not checkpoints:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
     return connection
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Give the file a write-ahead log; where another connection is about to, SQLite does not wait by itself."""
+    began = time.monotonic()
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as fault:
+            if fault.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() - began > LONGEST_WAIT:
+                raise
+            time.sleep(0.005)
 
 
 def _checkpoint(connection: sqlite3.Connection) -> int:

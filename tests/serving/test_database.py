@@ -125,6 +125,26 @@ def test_two_services_on_one_database_lose_and_double_nothing(url, tmp_path):
     database.close()
 
 
+def test_services_that_open_a_new_file_at_the_same_instant_wait_for_one_another(tmp_path):
+    faults = []
+
+    def open_together(path, barrier):
+        barrier.wait()
+        try:
+            SqliteDatabase(path).close()
+        except DatabaseError as fault:
+            faults.append(str(fault))
+
+    for number in range(40):
+        arguments = (tmp_path / f"{number}.db", threading.Barrier(8))
+        threads = [threading.Thread(target=open_together, args=arguments) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert faults == []
+
+
 def test_decisions_under_another_schema_are_refused(database):
     schema = FeatureSchema(actions=("a", "b"))
     database.bind(schema)
