@@ -476,7 +476,10 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
             connection.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as fault:
-            if fault.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() - began > LONGEST_WAIT:
+            is_busy = (
+                fault.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            )  # Above that byte it is said with what.
+            if not is_busy or time.monotonic() - began > LONGEST_WAIT:
                 raise
             time.sleep(0.005)
 
