@@ -40,6 +40,7 @@ from peira.environments.texthouse import TextHouse
 from peira.learners.language import LanguageLearner
 from peira.policies.lm.model import LanguagePolicy, make_tiny
 from peira.policies.lm.sampler import Sampler
+from peira.policies.onednn import onednn_is_faster, product
 from peira.recipes import grpo
 from peira.sources.text_rollout import Attempt, text_rollout
 from peira.versions import machine, versions
@@ -226,6 +227,14 @@ def texthouse_rate(*, brief: bool, actions: str) -> float:
     return steps / (time.perf_counter() - began)
 
 
+def product_ratio(rows: int, fan_in: int, fan_out: int) -> float:
+    """Time of torch's own product (MKL's) over that of oneDNN's, medians of 40 alternating ones."""
+    x, weight = torch.randn(rows, fan_in), torch.randn(fan_out, fan_in)
+    pairs = [(seconds(lambda: x @ weight.t()), seconds(lambda: product(x, weight))) for _ in range(41)]
+    theirs, ours = (statistics.median(times) for times in zip(*pairs[1:], strict=True))
+    return theirs / ours
+
+
 def seconds(work) -> float:
     began = time.perf_counter()
     work()
@@ -275,6 +284,9 @@ def main() -> None:
         for brief in (False, True)
         for actions in ("expert", "random")
     }
+    rows = PROMPTS * (PROMPT + GROUP * COMPLETION)
+    shapes = ((WIDTH, WIDTH), (WIDTH, 3 * WIDTH), (3 * WIDTH, WIDTH), (WIDTH, WORDS))
+    products = [product_ratio(rows, *shape) for shape in shapes]
     total = sum(iteration.shares.values())
     result = {
         "sizes": {
@@ -291,6 +303,7 @@ def main() -> None:
         "ratios": {name: spread(values) for name, values in ratios.items()},
         "share_of_iteration": {name: value / total for name, value in iteration.shares.items()},
         "texthouse_steps_per_second": houses,
+        "onednn_over_mkl": {"used": onednn_is_faster(), "ratios": products},
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none at hand",
         "versions": versions(),
         "machine": machine(),
@@ -304,6 +317,8 @@ def main() -> None:
         page.add_row(f"{name}, steps a second", f"{rate:,.0f}")
     Console().print(page)
     Console().print({name: f"{share:.0%}" for name, share in result["share_of_iteration"].items()})
+    used = "used" if onednn_is_faster() else "not used here"
+    Console().print(f"oneDNN's products over MKL's: {min(products):.1f} to {max(products):.1f}, {used}")
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -1,7 +1,8 @@
 """Matrix products through oneDNN on x86 processors that are not Intel's: MKL takes its AVX-512 path only on those.
 
-On an AMD EPYC with AVX-512 oneDNN multiplies matrices in single precision 2.2 to 2.5 times as fast as MKL, torch's own
-choice. A call costs some 10 µs more, so that only products from `WORTHWHILE` multiplications on gain.
+On an AMD EPYC with AVX-512 oneDNN multiplies matrices in single precision 2.2 to 2.4 times as fast as MKL, torch's own
+choice (`python benchmarks/language.py`). A call costs some 10 µs more, so that only products from `WORTHWHILE`
+multiplications on gain.
 """
 
 from __future__ import annotations

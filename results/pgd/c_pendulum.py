@@ -292,7 +292,7 @@ def page(document: dict) -> str:
             "",
             "![over λ](c_pendulum.png)",
             "",
-            "Target (i), seed 0, 256 windows a point; dotted: real windows.",
+            "Target (i), seed 0, 256 windows a point; dotted: real windows (whose error is rounding alone).",
             "",
             f"CPU seconds a seed: {cpu}.",
             "",
