@@ -476,9 +476,8 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
             connection.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as fault:
-            is_busy = (
-                fault.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-            )  # Above that byte it is said with what.
+            # The lowest byte of the code says that it is busy, what is above it with what.
+            is_busy = fault.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
             if not is_busy or time.monotonic() - began > LONGEST_WAIT:
                 raise
             time.sleep(0.005)
