@@ -4,7 +4,7 @@ One GRPO iteration is generation and learning: 8 prompts of 64 tokens, 8 complet
 step, the same tiny Qwen3-type model (4 layers, width 128), rewards at random; nothing is written. The sampler is
 compared on episodes of many turns, for which `generate` is called with the whole history at every turn. Rounds
 alternate, so that a machine whose speed drifts slows both; figures are sampled tokens a wall second, medians over the
-rounds. The peers get the same weights as `AutoModelForCausalLM` loads them, without our attention or linear layers.
+rounds. The peers get the same weights as `AutoModelForCausalLM` loads them, without our attention or layers.
 
     python benchmarks/language.py                 # some 3 minutes on two cores
     python benchmarks/language.py --out results/speed/language.json
